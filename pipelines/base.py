@@ -1,0 +1,108 @@
+"""The contract of a family: what the engine may ask of a loaded model.
+
+Everything here is called on the one device-owning thread.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.errors import Error
+from pipelines.request import ImageRequest
+
+#: uint8, (height, width, 3), RGB.
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaneKey:
+    """Rows with equal keys can share one denoiser forward."""
+
+    model: str
+    #: Latent shape of one row, without the row axis.
+    shape: tuple[int, ...]
+    #: Length of the text axis; text is never padded to join a lane.
+    text: int
+    #: 0, or a number of the row's own when it must be drawn without neighbours.
+    alone: int = 0
+
+    @property
+    def group(self) -> LaneKey:
+        """The lanes that cost the same and share their device time: this one with and without ``alone``."""
+        return replace(self, alone=0) if self.alone else self
+
+
+class Row:
+    """One image in flight; families add what they need by subclassing."""
+
+    def __init__(
+        self,
+        *,
+        request: ImageRequest,
+        index: int,
+        lane: LaneKey,
+        calls: int,
+        entries: int,
+        scheduler: str = "",
+        warnings: tuple[str, ...] = (),
+    ) -> None:
+        self.request = request
+        #: Which of the request's samples this is.
+        self.index = index
+        self.lane = lane
+        #: Denoiser calls in all, and those already applied.
+        self.calls = calls
+        self.step = 0
+        #: Denoiser inputs per call: two with guidance, one without.
+        self.entries = entries
+        #: Registry name of the noise scheduler that draws; empty where there is none.
+        self.scheduler = scheduler
+        #: What is done otherwise than asked.
+        self.warnings = warnings
+
+    @property
+    def seed(self) -> int:
+        """Image i of a request uses seed + i."""
+        return (self.request.seed + self.index) % 2**63
+
+    @property
+    def remaining(self) -> int:
+        """Denoiser calls still to come."""
+        return self.calls - self.step
+
+
+class Pipeline(ABC):
+    """A loaded model that moves rows."""
+
+    @abstractmethod
+    def prepare(self, requests: Sequence[ImageRequest]) -> list[list[Row] | Error]:
+        """Conditions requests, texts encoded together: per request its rows in order, or why it cannot be drawn."""
+
+    @abstractmethod
+    def enter(self, row: Row) -> None:
+        """Gives the row device state and draws its first noise; at most ``slots`` rows of a lane are in at a time."""
+
+    @abstractmethod
+    def leave(self, row: Row) -> None:
+        """Takes the row's device state away. Idempotent."""
+
+    @abstractmethod
+    def step(self, rows: Sequence[Row]) -> list[Row]:
+        """Advances rows of one lane by one call each.
+
+        Returns rows, of this step or of the one or two before it, whose latents are no longer finite.
+        Raises ``OutOfMemory`` with no row advanced and nothing drawn anew when it is tried again.
+        """
+
+    @abstractmethod
+    def finish(self, rows: Sequence[Row]) -> list[Pixels | Error]:
+        """Decodes rows of one lane that have no call left; per row its pixels or why there are none."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Gives the model's memory back."""

@@ -1,0 +1,91 @@
+"""A real AutoencoderKL whose weights make it an exact 8 x 8 box filter: a picture tells where its latents came from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from pipelines.demo.weights import PIN, conv_bias, pinned_std, silence, split_signs
+
+WIDTH = 8
+
+
+def box_vae(latents: int = 4, **options: Any) -> nn.Module:
+    """decode(encode(x)) is x averaged over 8 x 8 pixels; latents 0..2 are red, green, blue times 1 / scaling_factor.
+
+    ``options`` go to ``AutoencoderKL`` (scaling_factor, shift_factor, use_quant_conv …).
+    """
+    from diffusers import AutoencoderKL
+
+    vae: Any = AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        latent_channels=latents,
+        block_out_channels=(WIDTH,) * 4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+        norm_num_groups=1,
+        **{"sample_size": 512, **options},
+    ).eval()
+    scale, shift = vae.config.scaling_factor, vae.config.shift_factor or 0.0
+    _make_transparent(vae)
+    _wire_encoder(vae.encoder, latents, scale, shift)
+    _wire_decoder(vae.decoder, scale, shift)
+    for conv in (vae.quant_conv, vae.post_quant_conv):
+        if conv is not None:
+            silence(conv)
+            for channel in range(conv.weight.shape[0]):
+                conv.weight[channel, channel, 0, 0] = 1
+    module: nn.Module = vae
+    return module
+
+
+def _make_transparent(vae: nn.Module) -> None:
+    """Every residual and attention block adds nothing, every resampling is a plain mean or a plain copy."""
+    for name, layer in vae.named_modules():
+        last = name.rsplit(".", 1)[-1]
+        if last == "conv2" or name.endswith("to_out.0"):
+            silence(layer)
+        elif last == "conv":
+            silence(layer)
+            _resample(layer, downwards="downsamplers" in name)
+
+
+def _resample(conv: Any, *, downwards: bool) -> None:
+    for channel in range(WIDTH):
+        if downwards:
+            conv.weight[channel, channel, :2, :2] = 0.25
+        else:
+            conv.weight[channel, channel, 1, 1] = 1
+
+
+def _wire_encoder(encoder: Any, latents: int, scale: float, shift: float) -> None:
+    _wire_in(encoder.conv_in, 1)
+    _wire_out(encoder.conv_out, 1 / scale)
+    conv_bias(encoder.conv_out)[:latents] = shift
+    # Log variance: the posterior has no spread, so a sample of it is its mean.
+    conv_bias(encoder.conv_out)[latents:] = -30
+
+
+def _wire_decoder(decoder: Any, scale: float, shift: float) -> None:
+    _wire_in(decoder.conv_in, scale)
+    _wire_out(decoder.conv_out, 1)
+    conv_bias(decoder.conv_in)[:3] -= shift * scale
+    conv_bias(decoder.conv_in)[3:6] += shift * scale
+
+
+def _wire_in(conv: nn.Conv2d, gain: float) -> None:
+    """v -> (+v, -v, +PIN, -PIN)."""
+    silence(conv)
+    split_signs(conv, 3, gain)
+    conv_bias(conv)[6], conv_bias(conv)[7] = PIN, -PIN
+
+
+def _wire_out(conv: nn.Conv2d, gain: float) -> None:
+    """Undoes the GroupNorm and the SiLU that stand before the last convolution."""
+    silence(conv)
+    for channel in range(3):
+        conv.weight[channel, channel, 1, 1] = gain * pinned_std(WIDTH)
+        conv.weight[channel, channel + 3, 1, 1] = -gain * pinned_std(WIDTH)

@@ -1,0 +1,47 @@
+"""One configured checkpoint of a family: what its TOML file says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a model may be asked for; requests outside are clamped or refused by the dialect."""
+
+    #: Smallest and largest width and height, in pixels.
+    min_side: int = 64
+    max_side: int = 1024
+    #: Largest width x height.
+    max_pixels: int = 1024 * 1024
+    #: Width and height are multiples of this (SD 8, Flux 16).
+    multiple: int = 8
+    #: At most 150: beyond, integer timestep spacing biases several schedulers.
+    max_steps: int = 150
+    max_samples: int = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """A model as configured; ``None`` in a default means that the dialect's documented default holds."""
+
+    id: str
+    #: A key of ``pipelines.registry.FAMILIES``.
+    family: str
+    aliases: tuple[str, ...] = ()
+    #: Local diffusers folder.
+    folder: Path
+    #: Key of ``pipelines.demo.BUILDERS`` when the folder is a demo checkpoint, made at first need; else None.
+    demo: str | None = None
+    #: Said in ``/health`` and in every answer's ``meta``: for example that a demo model draws instead of Flux.
+    note: str | None = None
+    #: Name in ``schedulers.registry.SCHEDULERS``; None = the checkpoint's own.
+    scheduler: str | None = None
+    width: int | None = None
+    height: int | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    limits: Limits = Limits()
+    #: "auto" (bfloat16 from compute capability 8.0, float16 below, float32 on CPU) or a torch dtype's name.
+    dtype: str = "auto"

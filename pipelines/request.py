@@ -1,0 +1,58 @@
+"""One generation in our own terms, before and after a model's defaults and limits are applied."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+
+class Sigmas(StrEnum):
+    """How noise levels are spaced between the largest and the smallest."""
+
+    #: As the scheduler's own configuration says.
+    DEFAULT = "default"
+    KARRAS = "karras"
+    EXPONENTIAL = "exponential"
+    BETA = "beta"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRequest:
+    """What the engine draws: every value decided, inside the model's limits."""
+
+    #: ``ModelSpec.id``, never an alias.
+    model: str
+    prompt: str
+    #: None and "" differ for SDXL: None means zeroed embeddings.
+    negative_prompt: str | None = None
+    width: int
+    height: int
+    #: Image i uses seed + i (mod 2**63) and is a row of its own.
+    samples: int = 1
+    #: As asked for; some schedulers call the denoiser more often (PNDM n + 1, Heun 2n - 1). 1..150.
+    steps: int
+    #: Classifier-free guidance; at most 1 means none, and the row then has one entry instead of two.
+    guidance: float
+    #: 0 .. 2**63 - 1.
+    seed: int
+    #: Name in ``schedulers.registry.SCHEDULERS``; None = the model's own.
+    scheduler: str | None = None
+    sigmas: Sigmas = Sigmas.DEFAULT
+    #: ``dpmsolver++``, ``sde-dpmsolver++`` …; None = the scheduler's own.
+    algorithm_type: str | None = None
+    #: ``leading``, ``trailing``, ``linspace``; None = the scheduler's own.
+    spacing: str | None = None
+    #: Bit-equal whatever the neighbours: drawn in forwards of its own.
+    reproducible: bool = False
+    #: Larger goes first.
+    priority: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for the job store."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> ImageRequest:
+        """The inverse of ``to_json``."""
+        return cls(**{**values, "sigmas": Sigmas(values["sigmas"])})

@@ -1,0 +1,77 @@
+"""A pipeline without a network: for the engine's tests, and to see what the engine costs by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from pipelines.base import LaneKey, Pipeline, Pixels, Row
+from pipelines.errors import Error, OutOfMemory
+from pipelines.request import ImageRequest
+
+
+class StubPipeline(Pipeline):
+    """Counts calls instead of denoising; a finished row is a picture of one colour, made from its seed.
+
+    What a test wants to go wrong it says beforehand: ``fits`` rows per forward, ``poison`` seeds that stop being finite
+    at their second call, ``refuse`` prompts that cannot be prepared, and ``before_step``, which may raise.
+    """
+
+    def __init__(self, *, fits: int = 1000, before_step: Callable[[Sequence[Row]], None] | None = None) -> None:
+        self.fits = fits
+        self.before_step = before_step
+        self.poison: set[int] = set()
+        self.refuse: dict[str, Error] = {}
+        #: Seeds of the rows of every forward.
+        self.forwards: list[tuple[int, ...]] = []
+        self.inside: set[Row] = set()
+        self.closed = False
+        self._alone = 0
+
+    def prepare(self, requests: Sequence[ImageRequest]) -> list[list[Row] | Error]:
+        """See ``Pipeline.prepare``."""
+        return [self.refuse.get(request.prompt) or self._rows(request) for request in requests]
+
+    def _rows(self, request: ImageRequest) -> list[Row]:
+        rows = []
+        for index in range(request.samples):
+            self._alone += request.reproducible
+            lane = LaneKey(
+                model=request.model,
+                shape=(request.height, request.width),
+                text=77,
+                alone=self._alone if request.reproducible else 0,
+            )
+            entries = 2 if request.guidance > 1 else 1
+            rows.append(
+                Row(request=request, index=index, lane=lane, calls=request.steps, entries=entries, scheduler="Stub")
+            )
+        return rows
+
+    def enter(self, row: Row) -> None:
+        """See ``Pipeline.enter``."""
+        self.inside.add(row)
+
+    def leave(self, row: Row) -> None:
+        """See ``Pipeline.leave``."""
+        self.inside.discard(row)
+
+    def step(self, rows: Sequence[Row]) -> list[Row]:
+        """See ``Pipeline.step``."""
+        if self.before_step is not None:
+            self.before_step(rows)
+        if len(rows) > self.fits:
+            raise OutOfMemory("the device has too little memory for this request")
+        self.forwards.append(tuple(row.seed for row in rows))
+        for row in rows:
+            row.step += 1
+        return [row for row in rows if row.seed in self.poison and row.step >= 2]
+
+    def finish(self, rows: Sequence[Row]) -> list[Pixels | Error]:
+        """See ``Pipeline.finish``."""
+        return [np.full((row.request.height, row.request.width, 3), row.seed % 251, dtype=np.uint8) for row in rows]
+
+    def close(self) -> None:
+        """See ``Pipeline.close``."""
+        self.closed = True

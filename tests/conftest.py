@@ -1,0 +1,46 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pipelines.model import ModelSpec
+
+if TYPE_CHECKING:
+    from pipelines.sd15 import StableDiffusion15
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """The server runs on asyncio alone."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where this run's demo checkpoints lie, each made when first asked for."""
+    return tmp_path_factory.mktemp("demo")
+
+
+@pytest.fixture(scope="session")
+def sd15_folder(demo_folder: Path) -> Path:
+    """The SD1.5 demo checkpoint."""
+    from pipelines import demo
+    from pipelines.quiet import quiet_libraries
+
+    quiet_libraries()
+    return demo.ensure("sd15", demo_folder)
+
+
+@pytest.fixture(scope="session")
+def sd15(sd15_folder: Path) -> StableDiffusion15:
+    """Our pipeline on the demo checkpoint; tests take out the rows they put in."""
+    import torch
+
+    from pipelines.sd15 import StableDiffusion15
+
+    spec = ModelSpec(id="sd15", family="sd15", folder=sd15_folder)
+    return StableDiffusion15.load(spec, torch.device("cpu"), slots=64)
