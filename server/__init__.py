@@ -1,0 +1,1 @@
+"""Everything a client or an operator sees."""

@@ -1,0 +1,295 @@
+"""The loop that keeps a device busy: admit, choose a lane, step it, retire.
+
+Everything in ``Engine`` runs on the one device-owning thread, except ``submit`` and ``cancel`` and the reading of
+``stats`` and ``outlook``.
+"""
+
+from __future__ import annotations
+
+import bisect
+import logging
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+from pipelines.base import LaneKey, Pipeline, Row
+from pipelines.errors import Cancelled, DeadlineExceeded, Error, NonFinite, OutOfMemory
+from server.engine.executors.base import EngineStats, Picture
+from server.engine.lanes import AGING_S, Choice, Lanes
+from server.engine.models import ResidentModels
+from server.engine.outlook import Outlook
+from server.engine.tickets import Ticket
+
+logger = logging.getLogger(__name__)
+
+#: Requests conditioned together; more would keep the running rows waiting for too long.
+PREPARE_REQUESTS = 16
+
+
+class Engine:
+    """Moves requests through lanes. ``turn`` is the loop's body."""
+
+    def __init__(
+        self,
+        load: Callable[[str], Pipeline],
+        *,
+        max_rows: int,
+        slots: int,
+        max_resident: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.models = ResidentModels(load, limit=max_resident)
+        self._lanes = Lanes(max_rows=max_rows)
+        self._slots = slots
+        self._clock = clock
+        self._inbox: deque[Ticket] = deque()
+        #: Set when there may be something to do.
+        self.wake = threading.Event()
+        #: Not yet conditioned, most urgent first.
+        self._waiting: list[Ticket] = []
+        #: Conditioned rows without a slot, in order.
+        self._ready: list[tuple[Ticket, Row]] = []
+        #: Rows in lanes by number.
+        self._running: dict[int, tuple[Ticket, Row]] = {}
+        self._numbers: dict[Row, int] = {}
+        self._next_number = 0
+        self._in_group: Counter[LaneKey] = Counter()
+        self._last_step_end: float | None = None
+        self._rows_per_forward: Counter[int] = Counter()
+        self._row_steps = 0
+        self._memory_errors = 0
+        self._non_finite = 0
+        self.outlook = Outlook()
+        self.stats = EngineStats()
+
+    # From any thread.
+
+    def submit(self, ticket: Ticket) -> None:
+        """Hands a request over."""
+        self._inbox.append(ticket)
+        self.wake.set()
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Asks for a request to end at the next step boundary."""
+        ticket.cancelled = True
+        self.wake.set()
+
+    # On the device thread.
+
+    def turn(self) -> bool:
+        """One turn: admits, steps one lane, retires; False when there was nothing to step."""
+        self._receive()
+        self._drop_ended()
+        self._admit()
+        choice = self._lanes.choose()
+        if choice is not None:
+            self._step(choice)
+            self._retire()
+        else:
+            self._last_step_end = None
+        self._publish()
+        return choice is not None
+
+    def close(self) -> None:
+        """Cancels everything that is open and unloads the models."""
+        self._receive()
+        for ticket in self._open():
+            self._fail(ticket, Cancelled("the server is shutting down"))
+        self.models.close()
+        self._publish()
+
+    def _open(self) -> list[Ticket]:
+        rows = [ticket for ticket, _ in self._ready] + [ticket for ticket, _ in self._running.values()]
+        return list(dict.fromkeys([*self._waiting, *rows]))
+
+    def _receive(self) -> None:
+        while self._inbox:
+            bisect.insort(self._waiting, self._inbox.popleft(), key=_urgency)
+
+    def _drop_ended(self) -> None:
+        """Cancels and deadlines act here: at a step boundary."""
+        now = self._clock()
+        for ticket in self._open():
+            if ticket.cancelled:
+                self._fail(ticket, Cancelled("the request was cancelled"))
+            elif ticket.deadline is not None and now >= ticket.deadline:
+                self._fail(ticket, DeadlineExceeded("the request was not finished before its deadline"))
+
+    # Admission.
+
+    def _admit(self) -> None:
+        self._enter_ready()
+        # As long as rows wait for a slot, conditioning more would only grow their number.
+        while self._waiting and not self._ready:
+            busy = {row.lane.model for _, row in self._running.values()}
+            first = self._waiting[0].request.model
+            if not self.models.fits(first, busy):
+                # Nobody younger goes first, or the models in use would never become idle.
+                return
+            same = [ticket for ticket in self._waiting if ticket.request.model == first][:PREPARE_REQUESTS]
+            self._waiting = [ticket for ticket in self._waiting if ticket not in same]
+            self._prepare(first, same, busy)
+            self._enter_ready()
+
+    def _prepare(self, model: str, tickets: Sequence[Ticket], busy: set[str]) -> None:
+        self._last_step_end = None
+        try:
+            pipeline = self.models.get(model, busy)
+            prepared = pipeline.prepare([ticket.request for ticket in tickets])
+        except Exception as error:
+            self._fail_all(tickets, error, "model %s cannot prepare %d requests", model, len(tickets))
+            return
+        for ticket, rows in zip(tickets, prepared, strict=True):
+            if isinstance(rows, Error):
+                ticket.fail(rows)
+                continue
+            ticket.rows = tuple(rows)
+            self._ready += [(ticket, row) for row in rows]
+
+    def _enter_ready(self) -> None:
+        held: list[tuple[Ticket, Row]] = []
+        for ticket, row in self._ready:
+            if ticket.ended:
+                continue
+            if self._in_group[row.lane.group] >= self._slots:
+                held.append((ticket, row))
+                continue
+            try:
+                self.models.loaded(row.lane.model).enter(row)
+            except Exception as error:
+                self._fail_all([ticket], error, "a row of lane %s cannot enter", row.lane)
+                continue
+            self._join(ticket, row)
+        self._ready = held
+
+    def _join(self, ticket: Ticket, row: Row) -> None:
+        self._last_step_end = None
+        ticket.begin(self._clock())
+        number = self._next_number
+        self._next_number += 1
+        self._running[number] = (ticket, row)
+        self._numbers[row] = number
+        self._in_group[row.lane.group] += 1
+        self._lanes.join(
+            number,
+            group=row.lane.group,
+            lane=row.lane,
+            priority=ticket.request.priority,
+            arrived=ticket.arrived,
+            entries=row.entries,
+            remaining=row.remaining,
+        )
+
+    # Stepping.
+
+    def _step(self, choice: Choice) -> None:
+        rows = [self._running[number][1] for number in choice.rows]
+        pipeline = self.models.loaded(rows[0].lane.model)
+        began = self._clock()
+        try:
+            failed = pipeline.step(rows)
+        except OutOfMemory as error:
+            self._memory_errors += 1
+            half = self._lanes.halve(choice)
+            logger.warning("%d rows of lane %s do not fit the memory; trying %d", len(rows), choice.lane, half)
+            if half == 0:
+                self._fail(self._running[choice.rows[0]][0], error)
+            return
+        except Exception as error:
+            tickets = dict.fromkeys(self._running[number][0] for number in choice.rows)
+            self._fail_all(tickets, error, "a step of %d rows of lane %s failed", len(rows), choice.lane)
+            return
+        now = self._clock()
+        # On a device that runs behind the host a step's own duration is the launching only; between the ends of
+        # consecutive steps, with nothing else done between them, lies what the device needed.
+        self._lanes.stepped(choice, seconds=now - (self._last_step_end or began))
+        self._last_step_end = now
+        self._rows_per_forward[len(rows)] += 1
+        self._row_steps += len(rows)
+        for row in failed:
+            self._non_finite += 1
+            if row in self._numbers:
+                ticket = self._running[self._numbers[row]][0]
+                self._fail(ticket, NonFinite("the picture became not finite (NaN) while it was drawn"))
+
+    def _retire(self) -> None:
+        done: dict[LaneKey, list[tuple[Ticket, Row]]] = {}
+        for ticket, row in self._running.values():
+            if row.remaining == 0:
+                done.setdefault(row.lane, []).append((ticket, row))
+        for lane, pairs in done.items():
+            self._finish(self.models.loaded(lane.model), pairs)
+        if done:
+            # Decoding is no part of a step.
+            self._last_step_end = None
+
+    def _finish(self, pipeline: Pipeline, pairs: Sequence[tuple[Ticket, Row]]) -> None:
+        try:
+            results = pipeline.finish([row for _, row in pairs])
+        except Exception as error:
+            self._fail_all([ticket for ticket, _ in pairs], error, "%d rows cannot be decoded", len(pairs))
+            return
+        for (ticket, row), result in zip(pairs, results, strict=True):
+            if isinstance(result, Error):
+                self._non_finite += isinstance(result, NonFinite)
+                self._fail(ticket, result)
+                continue
+            self._remove(row)
+            if ticket.add(row.index, Picture(pixels=result, seed=row.seed)):
+                ticket.succeed(scheduler=row.scheduler, now=self._clock())
+
+    # Endings.
+
+    def _remove(self, row: Row) -> None:
+        number = self._numbers.pop(row, None)
+        if number is None:
+            return
+        del self._running[number]
+        self._lanes.leave(number)
+        self._in_group[row.lane.group] -= 1
+        if not self._in_group[row.lane.group]:
+            del self._in_group[row.lane.group]
+        self.models.loaded(row.lane.model).leave(row)
+
+    def _fail(self, ticket: Ticket, error: Error) -> None:
+        """Ends one request; its neighbours do not notice."""
+        for row in ticket.rows:
+            self._remove(row)
+        if not ticket.rows and ticket in self._waiting:
+            self._waiting.remove(ticket)
+        self._ready = [pair for pair in self._ready if pair[0] is not ticket]
+        ticket.fail(error)
+
+    def _fail_all(self, tickets: Iterable[Ticket], error: Exception, message: str, *values: object) -> None:
+        """A boundary: what is not of our error tree is logged, and told to nobody in its own words."""
+        if not isinstance(error, Error):
+            logger.error(message, *values, exc_info=error)
+            error = Error("Internal server error. Please try again.")
+        for ticket in tickets:
+            self._fail(ticket, error)
+
+    # For other threads.
+
+    def _publish(self) -> None:
+        now = self._clock()
+        waiting = [*self._waiting, *dict.fromkeys(ticket for ticket, row in self._ready if ticket.started_at is None)]
+        self.outlook = Outlook.of(self._lanes, [row for _, row in self._running.values()], waiting)
+        self.stats = replace(
+            self.stats,
+            waiting_requests=len(waiting),
+            oldest_wait_s=max((now - ticket.arrived for ticket in waiting), default=0.0),
+            running_rows=len(self._running),
+            forwards_total=sum(self._rows_per_forward.values()),
+            row_steps_total=self._row_steps,
+            rows_per_forward=dict(self._rows_per_forward),
+            out_of_memory_total=self._memory_errors,
+            non_finite_rows_total=self._non_finite,
+            loaded_models=self.models.names,
+            heartbeat=now,
+        )
+
+
+def _urgency(ticket: Ticket) -> tuple[float, int]:
+    return ticket.arrived - AGING_S * ticket.request.priority, ticket.number

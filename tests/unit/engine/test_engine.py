@@ -1,0 +1,337 @@
+"""The loop: requests join and leave between steps, and what goes wrong with one stays with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from pipelines.base import Pipeline, Row
+from pipelines.errors import (
+    BrokenCheckpoint,
+    Cancelled,
+    DeadlineExceeded,
+    Error,
+    InvalidRequest,
+    NonFinite,
+    OutOfMemory,
+)
+from pipelines.request import ImageRequest
+from pipelines.stub import StubPipeline
+from server.engine.engine import Engine
+from server.engine.executors.base import Outcome
+from server.engine.tickets import Ticket
+
+
+class Bench:
+    """An engine over stub pipelines with a clock of its own: a step takes a second and a hundredth per row."""
+
+    def __init__(self, *, max_rows: int = 8, slots: int = 16, max_resident: int = 2, fits: int = 1000) -> None:
+        self.now = 0.0
+        self.pipelines: dict[str, StubPipeline] = {}
+        self.loads: list[str] = []
+        self.broken: set[str] = set()
+        self.fits = fits
+        self.results: dict[int, Outcome | Error] = {}
+        self.engine = Engine(
+            self.load, max_rows=max_rows, slots=slots, max_resident=max_resident, clock=lambda: self.now
+        )
+        self.submitted = 0
+
+    def load(self, name: str) -> Pipeline:
+        if name in self.broken:
+            raise BrokenCheckpoint(f"model {name}: unet is missing")
+        self.loads.append(name)
+        self.pipelines[name] = StubPipeline(fits=self.fits, before_step=self.tick)
+        return self.pipelines[name]
+
+    def tick(self, rows: Sequence[Row]) -> None:
+        self.now += 1.0 + 0.01 * len(rows)
+
+    def submit(self, *, deadline: float | None = None, **changes: object) -> Ticket:
+        number = self.submitted
+        self.submitted += 1
+        values: dict[str, object] = dict(
+            model="a", prompt="a cat", width=64, height=64, steps=4, guidance=7.5, seed=number
+        )
+        request = ImageRequest(**{**values, **changes})  # type: ignore[arg-type]
+
+        def done(result: Outcome | Error) -> None:
+            assert number not in self.results, "a request must end once"
+            self.results[number] = result
+
+        ticket = Ticket(request, number=number, arrived=self.now, deadline=deadline, done=done)
+        self.engine.submit(ticket)
+        return ticket
+
+    def run(self, turns: int | None = None) -> int:
+        """Turns the engine, at most so often; returns how often something was stepped."""
+        steps = 0
+        while turns is None or steps < turns:
+            if not self.engine.turn():
+                break
+            steps += 1
+            assert steps < 10_000
+        return steps
+
+    def error(self, number: int) -> Error:
+        result = self.results[number]
+        assert isinstance(result, Error)
+        return result
+
+    def outcome(self, number: int) -> Outcome:
+        result = self.results[number]
+        assert isinstance(result, Outcome), result
+        return result
+
+
+def test_requests_handed_over_together_share_every_forward() -> None:
+    bench = Bench(max_rows=16, slots=16)
+    for steps in range(1, 9):
+        bench.submit(steps=steps)
+    assert bench.run() == 8
+    assert [len(forward) for forward in bench.pipelines["a"].forwards] == [8, 7, 6, 5, 4, 3, 2, 1]
+    assert sorted(bench.results) == list(range(8))
+
+
+def test_a_short_request_joins_a_running_long_one_at_the_next_step() -> None:
+    bench = Bench()
+    bench.submit(steps=40)
+    bench.run(turns=10)
+    bench.submit(steps=4)
+    bench.run(turns=4)
+    assert list(bench.results) == [1]
+    assert bench.pipelines["a"].forwards[10:] == [(0, 1)] * 4
+
+
+def test_samples_are_rows_with_consecutive_seeds_and_come_back_in_order() -> None:
+    bench = Bench()
+    bench.submit(samples=3, seed=7)
+    bench.run()
+    assert [picture.seed for picture in bench.outcome(0).pictures] == [7, 8, 9]
+    assert [int(picture.pixels[0, 0, 0]) for picture in bench.outcome(0).pictures] == [7, 8, 9]
+
+
+def test_seeds_wrap_at_the_largest() -> None:
+    bench = Bench()
+    bench.submit(samples=2, seed=2**63 - 1)
+    bench.run()
+    assert [picture.seed for picture in bench.outcome(0).pictures] == [2**63 - 1, 0]
+
+
+def test_a_cancelled_request_leaves_at_the_next_step_and_its_neighbour_stays() -> None:
+    bench = Bench()
+    gone = bench.submit(steps=9)
+    bench.submit(steps=9)
+    bench.run(turns=2)
+    bench.engine.cancel(gone)
+    bench.run()
+    assert isinstance(bench.error(0), Cancelled)
+    assert bench.outcome(1).pictures
+    assert bench.pipelines["a"].forwards == [(0, 1)] * 2 + [(1,)] * 7
+    assert not bench.pipelines["a"].inside
+
+
+def test_a_waiting_request_can_be_cancelled() -> None:
+    bench = Bench(max_rows=1, slots=1)
+    bench.submit()
+    waiting = bench.submit()
+    bench.run(turns=1)
+    bench.engine.cancel(waiting)
+    bench.run()
+    assert isinstance(bench.error(1), Cancelled)
+    assert bench.pipelines["a"].forwards == [(0,)] * 4
+
+
+def test_a_request_past_its_deadline_ends_at_the_next_step() -> None:
+    bench = Bench()
+    bench.submit(steps=9, deadline=50.0)
+    bench.submit(steps=9)
+    bench.run(turns=3)
+    bench.now = 50.0
+    bench.run()
+    assert isinstance(bench.error(0), DeadlineExceeded)
+    assert bench.pipelines["a"].forwards == [(0, 1)] * 3 + [(1,)] * 6
+
+
+def test_a_request_that_is_late_before_it_starts_never_reaches_the_device() -> None:
+    bench = Bench()
+    bench.submit(deadline=1.0)
+    bench.now = 2.0
+    bench.run()
+    assert isinstance(bench.error(0), DeadlineExceeded)
+    assert bench.pipelines == {}
+
+
+def test_a_row_that_is_not_finite_fails_alone() -> None:
+    bench = Bench()
+    for _ in range(3):
+        bench.submit()
+    bench.run(turns=1)
+    bench.pipelines["a"].poison.add(1)
+    bench.run()
+    assert isinstance(bench.error(1), NonFinite)
+    assert bench.outcome(0).pictures and bench.outcome(2).pictures
+    assert bench.engine.stats.non_finite_rows_total == 1
+
+
+def test_out_of_memory_halves_the_forward_and_loses_no_step() -> None:
+    bench = Bench(fits=2)
+    for _ in range(8):
+        bench.submit(steps=3)
+    bench.run()
+    forwards = bench.pipelines["a"].forwards
+    assert max(len(forward) for forward in forwards) == 2
+    assert sorted(seed for forward in forwards for seed in forward) == sorted(list(range(8)) * 3)
+    assert all(bench.outcome(number).pictures for number in range(8))
+    assert bench.engine.stats.out_of_memory_total == 2
+
+
+def test_a_row_that_does_not_fit_alone_fails_and_the_next_is_tried() -> None:
+    bench = Bench(fits=0)
+    bench.submit()
+    bench.submit()
+    bench.run()
+    assert isinstance(bench.error(0), OutOfMemory)
+    assert isinstance(bench.error(1), OutOfMemory)
+
+
+def test_a_fault_in_a_step_fails_its_rows_only_and_says_nothing_of_itself() -> None:
+    bench = Bench()
+    bench.submit(width=128)
+    bench.submit()
+    bench.run(turns=2)
+
+    def fault(rows: Sequence[Row]) -> None:
+        if rows[0].request.width == 128:
+            raise ValueError("secret path")
+
+    bench.pipelines["a"].before_step = fault
+    bench.run()
+    assert bench.error(0).code == "internal"
+    assert "secret" not in str(bench.error(0))
+    assert bench.outcome(1).pictures
+
+
+def test_a_request_that_cannot_be_prepared_fails_alone() -> None:
+    bench = Bench()
+    bench.submit()
+    bench.run()
+    bench.pipelines["a"].refuse["nonsense"] = InvalidRequest("no such scheduler", field="scheduler")
+    bench.submit(prompt="nonsense")
+    bench.submit()
+    bench.run()
+    assert str(bench.error(1)) == "no such scheduler"
+    assert bench.outcome(2).pictures
+
+
+def test_a_model_that_cannot_be_loaded_fails_its_requests_and_is_tried_again() -> None:
+    bench = Bench()
+    bench.broken.add("b")
+    bench.submit(model="b")
+    bench.submit(model="a")
+    bench.run()
+    assert isinstance(bench.error(0), BrokenCheckpoint)
+    bench.broken.clear()
+    bench.submit(model="b")
+    bench.run()
+    assert bench.outcome(1).pictures and bench.outcome(2).pictures
+
+
+def test_the_model_unused_for_longest_makes_room() -> None:
+    bench = Bench(max_resident=2)
+    for model in ("a", "b", "a", "c"):
+        bench.submit(model=model)
+        bench.run()
+    assert bench.loads == ["a", "b", "c"]
+    assert bench.pipelines["b"].closed and not bench.pipelines["a"].closed
+    assert bench.engine.stats.loaded_models == ("a", "c")
+
+
+def test_a_model_in_use_is_not_taken_away_and_its_later_requests_wait_their_turn() -> None:
+    bench = Bench(max_resident=1)
+    bench.submit(model="a", steps=6)
+    bench.run(turns=1)
+    bench.submit(model="b")
+    bench.submit(model="a")
+    bench.run()
+    assert bench.loads == ["a", "b", "a"]
+    assert list(bench.results) == [0, 1, 2]
+
+
+def test_rows_beyond_the_slots_wait_and_all_finish() -> None:
+    bench = Bench(max_rows=2, slots=3)
+    for _ in range(4):
+        bench.submit(samples=4, steps=2)
+    bench.run()
+    assert all(len(bench.outcome(number).pictures) == 4 for number in range(4))
+    assert not bench.pipelines["a"].inside
+
+
+def test_two_lanes_advance_side_by_side() -> None:
+    bench = Bench()
+    bench.submit(width=64, steps=6)
+    bench.submit(width=128, steps=6)
+    bench.run()
+    order = [forward[0] for forward in bench.pipelines["a"].forwards]
+    assert sorted(order) == [0] * 6 + [1] * 6
+    assert all(abs(order[: n + 1].count(0) - order[: n + 1].count(1)) <= 2 for n in range(12))
+
+
+def test_a_reproducible_request_is_drawn_without_neighbours() -> None:
+    bench = Bench()
+    bench.submit(steps=3)
+    bench.submit(steps=3, reproducible=True, samples=2, seed=50)
+    bench.submit(steps=3)
+    bench.run()
+    assert {forward for forward in bench.pipelines["a"].forwards if set(forward) & {50, 51}} == {(50,), (51,)}
+    assert (0, 2) in bench.pipelines["a"].forwards
+
+
+def test_a_more_urgent_request_is_prepared_first() -> None:
+    bench = Bench(max_rows=1, slots=1)
+    bench.submit()
+    bench.submit()
+    bench.submit(priority=1)
+    bench.run()
+    assert list(bench.results) == [2, 0, 1]
+
+
+def test_closing_cancels_what_is_open_and_unloads() -> None:
+    bench = Bench(max_rows=1, slots=1)
+    bench.submit()
+    bench.submit()
+    bench.run(turns=1)
+    bench.submit()
+    bench.engine.close()
+    assert all(isinstance(bench.error(number), Cancelled) for number in range(3))
+    assert bench.pipelines["a"].closed
+
+
+def test_progress_counts_calls_and_the_waiting_know_their_place() -> None:
+    bench = Bench(max_rows=1, slots=1)
+    first = bench.submit(steps=4)
+    second = bench.submit(steps=4)
+    third = bench.submit(steps=4)
+    bench.run(turns=1)
+    look = bench.engine.outlook
+    assert (look.progress(first).step, look.progress(first).steps) == (1, 4)
+    assert [look.progress(one).position for one in (first, second, third)] == [0, 0, 1]
+    assert look.progress(third).eta_s > look.progress(second).eta_s > look.progress(first).eta_s > 0
+
+
+def test_the_eta_follows_measured_steps() -> None:
+    bench = Bench()
+    long = bench.submit(steps=10)
+    bench.run(turns=5)
+    assert bench.engine.outlook.progress(long).eta_s == pytest.approx(5 * 1.01)
+
+
+def test_stats_count_forwards_and_rows() -> None:
+    bench = Bench()
+    bench.submit(steps=3)
+    bench.submit(steps=1)
+    bench.run()
+    stats = bench.engine.stats
+    assert (stats.forwards_total, stats.row_steps_total, stats.rows_per_forward) == (3, 4, {2: 1, 1: 2})
+    assert (stats.running_rows, stats.waiting_requests) == (0, 0)
