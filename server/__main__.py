@@ -1,0 +1,200 @@
+"""The command line: serve, and keys. Heavy imports wait inside the functions, so that --help answers at once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
+
+import typer
+
+if TYPE_CHECKING:
+    from server.app import Parts
+    from server.config import Settings
+    from server.keys import ApiKey, KeyStore
+
+T = TypeVar("T")
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="latentd")
+keys = typer.Typer(no_args_is_help=True, help="API keys of this data folder.")
+app.add_typer(keys, name="keys")
+
+_Config = Annotated[Path | None, typer.Option(help="TOML file with settings; default configs/server.toml.")]
+_Data = Annotated[Path | None, typer.Option(help="Folder for database, images and weights; default ./data.")]
+
+#: Seconds that open connections get after SIGTERM; those that wait for pictures are answered at once.
+_SHUTDOWN_S = 10
+
+
+@app.command()
+def serve(
+    config: _Config = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; default 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; default 8000, 0 for any free one.")] = None,
+    data: _Data = None,
+) -> None:
+    """Run the server."""
+    settings = _load(config, host=host, port=port, data=data)
+    listener = _listen(settings.host, settings.port)
+    _serve(settings, listener)
+
+
+@keys.command("add")
+def add_key(
+    name: Annotated[str, typer.Argument(help="Whose key it is.")],
+    scope: Annotated[list[str] | None, typer.Option(help="generate (default), models:write, admin.")] = None,
+    config: _Config = None,
+    data: _Data = None,
+) -> None:
+    """Make a key and print it: the only time it can be read."""
+    from server.keys import Scope
+
+    try:
+        scopes = [Scope(text) for text in scope or ["generate"]]
+    except ValueError:
+        _exit(f"unknown scope; there are: {', '.join(Scope)}")
+
+    async def add(store: KeyStore) -> str:
+        return await store.add(name, scopes)
+
+    typer.echo(_with_keys(_load(config, data=data), add))
+
+
+@keys.command("list")
+def list_keys(config: _Config = None, data: _Data = None) -> None:
+    """Show all keys, without the keys themselves."""
+    from rich.console import Console
+    from rich.table import Table
+
+    async def find(store: KeyStore) -> list[ApiKey]:
+        return await store.list()
+
+    table = Table("id", "name", "key", "scopes", "revoked")
+    for key in _with_keys(_load(config, data=data), find):
+        scopes = ", ".join(sorted(key.scopes))
+        table.add_row(key.id, key.name, f"{key.prefix}…", scopes, "" if key.revoked_at is None else "yes")
+    Console().print(table)
+
+
+@keys.command("revoke")
+def revoke_key(
+    key_id: Annotated[str, typer.Argument(help="As in the list: key_…")], config: _Config = None, data: _Data = None
+) -> None:
+    """Refuse a key from now on."""
+
+    async def revoke(store: KeyStore) -> bool:
+        return await store.revoke(key_id)
+
+    if not _with_keys(_load(config, data=data), revoke):
+        _exit(f"no key {key_id} in use", code=1)
+    typer.echo(f"{key_id} revoked")
+
+
+def _serve(settings: Settings, listener: socket.socket) -> None:
+    import uvicorn
+
+    from server.app import build_app
+    from server.config import ConfigError
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    started: list[Parts] = []
+
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            # Who waits for pictures is answered "processing" now, not when uvicorn's patience ends.
+            for parts in started:
+                parts.service.drain()
+            await super().shutdown(sockets)
+
+    def on_start(parts: Parts) -> None:
+        started.append(parts)
+        typer.echo(_welcome(parts, listener))
+
+    try:
+        app = build_app(settings, on_start=on_start)
+    except ConfigError as error:
+        _exit(str(error))
+    config = uvicorn.Config(
+        app,
+        # Query strings hold keys.
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        ws="none",
+        h11_max_incomplete_event_size=64 * 1024,
+        timeout_graceful_shutdown=_SHUTDOWN_S,
+    )
+    Server(config).run(sockets=[listener])
+
+
+def _welcome(parts: Parts, listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    address = parts.settings.public_url or f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    lines = [f"latentd is listening on {address}"]
+    models = parts.catalog.models()
+    demos = [model.id for model in models if model.demo is not None]
+    if demos:
+        lines.append(f"Demo models stand in for real weights: {', '.join(demos)}. ./latentd pull <model> gets them.")
+    if not models:
+        lines.append("There are no models.")
+    key = parts.keys.generated
+    if key is not None:
+        lines.append(f"API key: {key}")
+    body = {"key": key or "YOUR_KEY", "prompt": "a red bridge"} | ({"model_id": models[0].id} if models else {})
+    lines.append(
+        f"Try: curl -s {address}/api/v6/images/text2img -H 'Content-Type: application/json' -d '{json.dumps(body)}'"
+    )
+    return "\n".join(lines)
+
+
+def _load(config: Path | None, **arguments: object) -> Settings:
+    from server.config import ConfigError, Settings
+
+    try:
+        return Settings.load(config, **arguments)
+    except ConfigError as error:
+        _exit(str(error))
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except (OSError, UnicodeError) as error:
+        # create_server's own text repeats the address.
+        reason = os.strerror(error.errno or 0) if isinstance(error, OSError) and (error.errno or 0) > 0 else error
+        _exit(f"cannot listen on {host}:{port}: {reason}", code=1)
+
+
+def _with_keys(settings: Settings, use: Callable[[KeyStore], Awaitable[T]]) -> T:
+    from server.app import open_database
+    from server.errors import Unavailable
+    from server.keys import KeyStore
+
+    async def run() -> T:
+        # Without a key file: listing keys makes none.
+        store = KeyStore(open_database(settings))
+        await store.start()
+        try:
+            return await use(store)
+        finally:
+            await store.close()
+
+    try:
+        return asyncio.run(run())
+    except Unavailable as error:
+        _exit(str(error), code=1)
+
+
+def _exit(message: str, *, code: int = 2) -> NoReturn:
+    typer.echo(f"latentd: {message}", err=True)
+    raise typer.Exit(code)
+
+
+if __name__ == "__main__":
+    app(prog_name="latentd")

@@ -1,0 +1,125 @@
+"""The contract of a dialect: one public API, its routes, and its own words for answers and errors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Protocol, cast
+
+import orjson
+from fastapi import APIRouter
+from fastapi.responses import Response
+
+from pipelines.errors import Error
+from server.api import DIALECTS
+from server.catalog import Catalog
+from server.errors import QueueFull
+from server.jobs.base import Job
+from server.keys import KeyStore
+from server.net import Guard
+from server.service import Service
+
+#: HTTP status by error code; a code that is not here is our fault.
+STATUS: dict[str, int] = {
+    "invalid_request": 400,
+    "bad_body": 400,
+    "refused_address": 400,
+    "unknown_model": 400,
+    "cancelled": 400,
+    "missing_key": 401,
+    "invalid_key": 401,
+    "forbidden": 403,
+    "not_found": 404,
+    "method_not_allowed": 405,
+    "body_too_large": 413,
+    "queue_full": 429,
+    "unavailable": 503,
+}
+
+
+class MethodNotAllowed(Error):
+    """The path exists, but not for this method."""
+
+    code = "method_not_allowed"
+
+    def __init__(self, allow: str) -> None:
+        super().__init__("Method not allowed")
+        #: Value of the ``Allow`` header.
+        self.allow = allow
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What every dialect works with."""
+
+    service: Service
+    catalog: Catalog
+    keys: KeyStore
+    #: Checks URLs that clients give.
+    guard: Guard
+    #: Base of the URLs in answers; None = as the caller addressed the server.
+    public_url: str | None = None
+    #: Seconds a submitting call waits for its pictures.
+    sync_wait_s: float = 15.0
+    #: Every picture bit-equal, unless the request says otherwise.
+    reproducible: bool = False
+
+
+class Dialect(Protocol):
+    """One public API. Constructed with its section of the settings as keyword arguments."""
+
+    @property
+    def name(self) -> str:
+        """Its key in ``DIALECTS``, stored with each job."""
+
+    @property
+    def prefixes(self) -> Sequence[str]:
+        """Beginnings of the paths it owns; errors under them leave in its shape. The longest match wins."""
+
+    def router(self, context: Context) -> APIRouter:
+        """Its routes."""
+
+    def render_error(self, error: Error) -> Response:
+        """The error in its own shape; ``str(error)`` may be shown."""
+
+    def webhook_body(self, job: Job) -> bytes:
+        """What a terminal job's webhook receives, as JSON."""
+
+
+def load_dialects(sections: Mapping[str, Mapping[str, object]]) -> dict[str, Dialect]:
+    """All dialects by name, in the order of the table; ``sections`` are their settings, by name."""
+    dialects: dict[str, Dialect] = {}
+    for name, target in DIALECTS.items():
+        module, _, attribute = target.partition(":")
+        dialects[name] = cast(Dialect, getattr(import_module(module), attribute)(**sections.get(name, {})))
+    return dialects
+
+
+class JSONBytes(Response):
+    """A body that orjson makes."""
+
+    media_type = "application/json"
+
+    def render(self, content: object) -> bytes:
+        return orjson.dumps(content)
+
+
+def status_of(error: Error) -> int:
+    """The HTTP status that a dialect without its own rules answers."""
+    return STATUS.get(error.code, 500)
+
+
+def extra_headers(error: Error) -> dict[str, str]:
+    """What HTTP itself asks for beside the status, in any dialect."""
+    if isinstance(error, QueueFull):
+        return {"Retry-After": str(error.retry_after_s)}
+    if isinstance(error, MethodNotAllowed):
+        return {"Allow": error.allow}
+    return {}
+
+
+def render_plain(error: Error) -> Response:
+    """The shape of errors on paths that no dialect owns."""
+    body = {"error": {"code": error.code, "message": str(error)}}
+    return JSONBytes(body, status_code=status_of(error), headers=extra_headers(error))

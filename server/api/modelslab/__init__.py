@@ -1,0 +1,1 @@
+"""The ModelsLab v6 image API."""

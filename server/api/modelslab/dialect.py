@@ -1,0 +1,56 @@
+"""ModelsLab as a dialect."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import orjson
+from fastapi import APIRouter
+from fastapi.responses import Response
+
+from pipelines.errors import Error
+from server.api.dialect import Context, JSONBytes, extra_headers, status_of
+from server.api.modelslab import render
+from server.api.modelslab.routes import NAME, Routes
+from server.api.modelslab.schemas import Options
+from server.errors import QueueFull
+from server.jobs.base import Job
+
+
+class ModelsLab:
+    """The ModelsLab v6 image API, https://docs.modelslab.com/image-generation."""
+
+    name = NAME
+    #: The last one until another dialect claims it: an unknown path under /api is most likely meant for ModelsLab.
+    prefixes = ("/api/v", "/api/wallet_balance", "/api/subscribed_products", "/api")
+
+    def __init__(
+        self,
+        *,
+        failed_status: Literal["error", "failed"] = Options.failed_status,
+        legacy_http_200: bool = Options.legacy_http_200,
+        max_steps: int = Options.max_steps,
+        strict_sizes: bool = Options.strict_sizes,
+    ) -> None:
+        self._options = Options(
+            failed_status=failed_status,
+            legacy_http_200=legacy_http_200,
+            max_steps=max_steps,
+            strict_sizes=strict_sizes,
+        )
+
+    def router(self, context: Context) -> APIRouter:
+        """Its routes."""
+        return Routes(context, self._options).router()
+
+    def render_error(self, error: Error) -> Response:
+        """``status: error`` with ``message`` and its misspelt twin."""
+        headers = extra_headers(error)
+        if isinstance(error, QueueFull):
+            headers |= render.rate_limit_headers(error)
+        status = 200 if self._options.legacy_http_200 else status_of(error)
+        return JSONBytes(render.refusal(error), status_code=status, headers=headers)
+
+    def webhook_body(self, job: Job) -> bytes:
+        """``success`` or ``failed``."""
+        return orjson.dumps(render.webhook(job))

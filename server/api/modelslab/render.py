@@ -1,0 +1,167 @@
+"""Answers in ModelsLab's words; every function takes a job as it stands and returns a JSON object."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from pipelines.errors import Error, InvalidRequest
+from server.api.modelslab.unbuilt import used_options
+from server.errors import BadBody, QueueFull
+from server.jobs.base import Job, JobState
+from server.service import OPAQUE
+
+#: Our names of fields, where the wire has others.
+_WIRE_NAMES = {"model": "model_id", "steps": "num_inference_steps", "guidance": "guidance_scale"}
+_PROCESSING = "Try to fetch request after seconds estimated"
+_FETCH_TIP = "Poll fetch_result with your key until status is success; add ?wait=10 to be answered when it is done."
+
+
+def make_echo(*, track_id: object, instant: bool, note: str | None) -> dict[str, Any]:
+    """What is stored beside the request so that answers can repeat it; never the key."""
+    return {"track_id": track_id, "instant_response": _yes_no(instant), "model_note": note}
+
+
+def success(job: Job) -> dict[str, Any]:
+    """A finished job. No ``request_id`` and no ``future_links``: clients would poll or download them again."""
+    result = job.result or {}
+    links = output_links(job)
+    return {
+        "status": "success",
+        "generationTime": round(result.get("seconds", 0.0), 3),
+        "id": job.id,
+        "output": links,
+        "proxy_links": links,
+        "nsfw_content_detected": any(result.get("nsfw", ())),
+        "webhook_status": job.webhook_state.value,
+        "tip": "",
+        "meta": meta(job),
+        **_track_id(job),
+        **_warning(job),
+    }
+
+
+def processing(job: Job, eta_s: float) -> dict[str, Any]:
+    """A job that waits or runs; the links start to work when it is done."""
+    links = output_links(job)
+    return {
+        "status": "processing",
+        "tip": _FETCH_TIP,
+        "tip_1": _FETCH_TIP,
+        "eta": round(max(eta_s, 1.0), 1),
+        "message": _PROCESSING,
+        "messege": _PROCESSING,
+        "webhook_status": job.webhook_state.value,
+        "id": job.id,
+        "fetch_result": f"{job.base_url}/api/v6/images/fetch/{job.id}",
+        "output": [],
+        "proxy_links": [],
+        "future_links": links,
+        "meta": {
+            **meta(job),
+            "webhook": job.webhook,
+            "track_id": job.echo.get("track_id"),
+            "id": str(job.id),
+            "is_sdxl": False,
+            "output": links,
+        },
+        **_track_id(job),
+        **_warning(job),
+    }
+
+
+def failure(job: Job, status: str) -> dict[str, Any]:
+    """A job that failed or was cancelled; ``status`` is "error" or "failed"."""
+    message = job.error_message or ("The request was cancelled." if job.state is JobState.CANCELLED else OPAQUE)
+    return {
+        "status": status,
+        "id": job.id,
+        "message": message,
+        "messege": message,
+        "output": [],
+        "webhook_status": job.webhook_state.value,
+        **_track_id(job),
+    }
+
+
+def webhook(job: Job) -> dict[str, Any]:
+    """What the receiver gets: ``track_id`` always, "failed" for whatever did not succeed."""
+    track_id = {"track_id": job.echo.get("track_id")}
+    if job.state is not JobState.SUCCEEDED:
+        body = failure(job, "failed") | track_id
+    else:
+        body = success(job) | track_id
+    # Being told is what is happening.
+    del body["webhook_status"]
+    return body
+
+
+def refusal(error: Error) -> dict[str, Any]:
+    """A call that became no job. ``message`` is a string and no ``id`` is there: strict clients need both so."""
+    message = str(error)
+    if isinstance(error, QueueFull) and "rate limit" not in message.lower():
+        # Clients search for these words.
+        message = f"Rate limit exceeded. {message}"
+    body: dict[str, Any] = {"status": "error", "message": message, "messege": message, "output": []}
+    if isinstance(error, InvalidRequest) and error.field is not None:
+        field = _WIRE_NAMES.get(error.field, error.field)
+        text = f"The {field} field is required." if message == f"{field} is required" else message
+        body["errors"] = {field: [text]}
+    if isinstance(error, QueueFull):
+        body["retry_after"] = error.retry_after_s
+    if isinstance(error, BadBody):
+        body["tip"] = "Send a JSON object as body and Content-Type: application/json."
+    return body
+
+
+def rate_limit_headers(error: QueueFull) -> dict[str, str]:
+    """The official CLI backs off until this many epoch seconds."""
+    return {"X-RateLimit-Reset": str(int(time.time()) + error.retry_after_s)}
+
+
+def output_links(job: Job) -> list[str]:
+    """Absolute URLs, fixed at submit."""
+    return [f"{job.base_url}/generations/{name}" for name in job.outputs]
+
+
+def meta(job: Job) -> dict[str, Any]:
+    """Every value that was used, under the names of both generations of the API; what was not applied says so."""
+    request, echo = job.request, job.echo
+    karras = request["sigmas"] == "karras"
+    values = {
+        "prompt": request["prompt"],
+        "model_id": request["model"],
+        "negative_prompt": request["negative_prompt"] or "",
+        "scheduler": (job.result or {}).get("scheduler") or request["scheduler"],
+        "W": request["width"],
+        "H": request["height"],
+        "width": request["width"],
+        "height": request["height"],
+        "guidance_scale": request["guidance"],
+        "seed": request["seed"],
+        "steps": request["steps"],
+        "num_inference_steps": request["steps"],
+        "n_samples": request["samples"],
+        "instant_response": echo.get("instant_response", "no"),
+        "use_karras_sigmas": _yes_no(karras),
+        "algorithm_type": request["algorithm_type"] or "no",
+        "reproducible": _yes_no(request["reproducible"]),
+        **used_options(),
+        "outdir": "out",
+        "file_prefix": job.outputs[0],
+    }
+    note = echo.get("model_note")
+    return values if note is None else values | {"model_note": note}
+
+
+def _yes_no(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _track_id(job: Job) -> dict[str, Any]:
+    track_id = job.echo.get("track_id")
+    return {} if track_id is None else {"track_id": track_id}
+
+
+def _warning(job: Job) -> dict[str, str]:
+    return {"warning": " ".join(job.warnings)} if job.warnings else {}

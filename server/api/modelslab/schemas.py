@@ -1,0 +1,141 @@
+"""The wire names of ``text2img``, and the only way from them to our own terms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pipelines.draft import Defaults, ImageDraft
+from pipelines.errors import InvalidRequest
+from pipelines.request import Sigmas
+from schedulers.registry import parse_algorithm
+from server.api.modelslab.coerce import Fields
+from server.api.modelslab.unbuilt import find_unapplied
+
+_PROMPT_LIMIT = 10_000
+_NAME_LIMIT = 1_000
+_URL_LIMIT = 4_096
+#: Documented range of sizes, for ``strict_sizes``.
+_SIDES = (256, 1024)
+_SIDE_MULTIPLE = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The dialect's settings: ``ModelsLabSettings`` as plain values."""
+
+    failed_status: Literal["error", "failed"] = "error"
+    legacy_http_200: bool = False
+    max_steps: int = 50
+    strict_sizes: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text2Img:
+    """A call, read."""
+
+    draft: ImageDraft
+    #: As the client wrote it; None = the server's default model.
+    model: str | None
+    webhook: str | None
+    track_id: str | float | None
+    #: Answer at once instead of waiting for the pictures.
+    instant: bool
+    #: Documented options that were asked for and are not applied.
+    unapplied: tuple[str, ...]
+
+
+def documented_defaults(options: Options) -> Defaults:
+    """What the ModelsLab pages promise, and the ranges they give.
+
+    Guidance 0 becomes 1: for Stable Diffusion both mean none, and the documented range starts at 1.
+    """
+    return Defaults(
+        width=512,
+        height=512,
+        steps=31,
+        guidance=7.5,
+        max_steps=options.max_steps,
+        max_samples=4,
+        min_guidance=1.0,
+        max_guidance=20.0,
+    )
+
+
+def read_text2img(fields: Fields, options: Options) -> Text2Img:
+    """The call in our own terms. Raises ``InvalidRequest``, whose field is the wire name."""
+    prompt = fields.text("prompt", limit=_PROMPT_LIMIT)
+    if prompt is None:
+        raise InvalidRequest("prompt is required", field="prompt")
+    width, height = fields.integer("width", "W"), fields.integer("height", "H")
+    if options.strict_sizes:
+        _check_side("width", width)
+        _check_side("height", height)
+    draft = ImageDraft(
+        prompt=prompt,
+        negative_prompt=fields.text("negative_prompt", limit=_PROMPT_LIMIT),
+        width=width,
+        height=height,
+        samples=fields.integer("samples"),
+        steps=fields.integer("num_inference_steps", "steps"),
+        guidance=fields.number("guidance_scale", "guidance"),
+        seed=fields.seed(),
+        scheduler=fields.text("scheduler", limit=_NAME_LIMIT),
+        sigmas=_read_sigmas(fields),
+        algorithm_type=parse_algorithm(fields.text("algorithm_type", limit=_NAME_LIMIT)),
+        reproducible=fields.flag("reproducible"),
+    )
+    return Text2Img(
+        draft=draft,
+        model=fields.text("model_id", limit=_NAME_LIMIT),
+        webhook=fields.text("webhook", limit=_URL_LIMIT),
+        track_id=fields.scalar("track_id", limit=_NAME_LIMIT),
+        instant=fields.flag("instant_response") or False,
+        unapplied=tuple(find_unapplied(fields)),
+    )
+
+
+def _read_sigmas(fields: Fields) -> Sigmas | None:
+    # The pages say "default yes", but a picture is the one stock diffusers draws unless the caller asks otherwise.
+    karras = fields.flag("use_karras_sigmas")
+    if karras is None:
+        return None
+    return Sigmas.KARRAS if karras else Sigmas.DEFAULT
+
+
+def _check_side(name: str, side: int | None) -> None:
+    low, high = _SIDES
+    if side is not None and not low <= side <= high:
+        raise InvalidRequest(f"{name} must be between {low} and {high}", field=name)
+    if side is not None and side % _SIDE_MULTIPLE:
+        raise InvalidRequest(f"{name} must be divisible by {_SIDE_MULTIPLE}", field=name)
+
+
+def _described(kind: str, description: str, **more: Any) -> dict[str, Any]:
+    return {"type": kind, "description": description, **more}
+
+
+#: For /openapi.json; the routes read their bodies themselves, because clients send them in five ways.
+TEXT2IMG_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["prompt"],
+    "properties": {
+        "key": _described("string", "API key; a header or the query may hold it instead."),
+        "model_id": _described("string", "Model id or alias."),
+        "prompt": _described("string", "What to draw.", maxLength=_PROMPT_LIMIT),
+        "negative_prompt": _described("string", "What to avoid."),
+        "width": _described("integer", "Pixels; rounded down to a multiple of 8 (Flux 16).", default=512),
+        "height": _described("integer", "Pixels; rounded down to a multiple of 8 (Flux 16).", default=512),
+        "samples": _described("integer", "Number of images.", default=1, minimum=1, maximum=4),
+        "num_inference_steps": _described("integer", "Denoising steps; more than the limit is capped.", default=31),
+        "guidance_scale": _described("number", "Classifier-free guidance.", default=7.5, minimum=1, maximum=20),
+        "seed": _described("integer", "Image i uses seed + i; left out: random."),
+        "scheduler": _described("string", "Name of a diffusers scheduler, or AUTOMATIC1111's name for it."),
+        "use_karras_sigmas": _described("string", "yes or no; left out: as the scheduler is configured."),
+        "algorithm_type": _described("string", "For DPM solvers: dpmsolver++, sde-dpmsolver++ …"),
+        "reproducible": _described("boolean", "Extension: bit-equal whatever else is being drawn."),
+        "instant_response": _described("string", "yes: answer at once with status processing."),
+        "webhook": _described("string", "URL that is told when the images are done."),
+        "track_id": _described("string", "Comes back in answers and in the webhook."),
+    },
+}

@@ -1,0 +1,404 @@
+"""A request's way through the server: stored, drawn, stored again, told; every dialect goes through here."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.draft import Completed
+from pipelines.errors import Cancelled, DeadlineExceeded, Error
+from pipelines.request import ImageRequest
+from server.backlog import Backlog
+from server.catalog import Catalog
+from server.engine.executors.base import EngineStats, Executor, Generation, Outcome, Picture
+from server.errors import NotFound, Unavailable
+from server.jobs.base import DuplicateJob, Job, JobState, JobStore, WebhookState
+from server.jobs.ids import LIMIT, new_id
+from server.storage.base import ImageStore
+from server.storage.names import new_name
+from server.storage.png import encode_png
+from server.webhooks import Webhooks
+
+logger = logging.getLogger(__name__)
+
+#: What a client reads about a failure of ours; the log has the rest.
+OPAQUE = "Internal server error. Please try again."
+
+#: A device thread that hangs cannot raise; the service then does, this much after the deadline.
+_HUNG_AFTER_S = 5.0
+#: Weight of the newest interval in the mean time between two finished jobs.
+_PACE_WEIGHT = 0.2
+
+
+@dataclass(slots=True)
+class _Open:
+    """What is kept in memory of a job that is not terminal; 10,000 of these must be cheap."""
+
+    owner: str
+    priority: int
+    #: Set when the job is settled; made by the first who waits.
+    settled: asyncio.Event | None = None
+    final: Job | None = None
+
+
+class _Interrupted(Exception):
+    """The server closes: the job keeps its state and is drawn again at the next start."""
+
+
+class Service:
+    """Submits, draws and answers jobs. One event loop; ``start`` before use, ``close`` at the end.
+
+    At most ``window`` requests are handed to the executor at a time; the others wait here as bare ids.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        jobs: JobStore,
+        images: ImageStore,
+        webhooks: Webhooks,
+        catalog: Catalog,
+        webhook_bodies: Mapping[str, Callable[[Job], bytes]],
+        *,
+        max_queued_jobs: int = 10_000,
+        max_queued_jobs_per_key: int = 1_000,
+        deadline_s: float = 600.0,
+        max_attempts: int = 3,
+        window: int = 64,
+        encoders: int = 2,
+        close_grace_s: float = 10.0,
+    ) -> None:
+        self._executor = executor
+        self._jobs = jobs
+        self._images = images
+        self._webhooks = webhooks
+        self._catalog = catalog
+        self._webhook_bodies = webhook_bodies
+        self._deadline_s = deadline_s
+        self._max_attempts = max_attempts
+        self._window = window
+        self._close_grace_s = close_grace_s
+        self._encoders = ThreadPoolExecutor(max_workers=encoders, thread_name_prefix="encode")
+        self._backlog = Backlog(max_jobs=max_queued_jobs, max_jobs_per_owner=max_queued_jobs_per_key)
+        self._open: dict[int, _Open] = {}
+        self._generations: dict[int, Generation] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._records: set[asyncio.Task[None]] = set()
+        self._accepting = False
+        self._closing = False
+        self._started_at = 0.0
+        self._pace_s = 1.0
+        self._last_finish = 0.0
+
+    # Lifecycle
+
+    async def start(self) -> None:
+        """Takes up what the last run left: its jobs in their order, then its untold webhooks."""
+        self._started_at = time.time()
+        await self._jobs.requeue_running()
+        for job in await self._jobs.queued():
+            if job.attempts >= self._max_attempts:
+                message = f"Started {job.attempts} times without finishing."
+                await self._jobs.fail(job.id, code=Error.code, message=message, now=time.time())
+            else:
+                self._enqueue(job, forced=True)
+        for job in await self._jobs.undelivered():
+            self._notify(job)
+        self._accepting = True
+        self._pump()
+
+    def drain(self) -> None:
+        """Accepts and starts nothing more, and answers everyone who waits with the job as it stands."""
+        self._accepting = False
+        for entry in self._open.values():
+            if entry.settled is not None:
+                entry.settled.set()
+
+    async def close(self) -> None:
+        """Drains, interrupts what is being drawn, lets what is drawn be stored, then stops the webhooks; fails no job.
+
+        Comes before the executor and the stores are closed: until it returns it may use all of them. The webhooks are
+        closed here, because what became of them is still to be stored.
+        """
+        self.drain()
+        self._closing = True
+        for generation in self._generations.values():
+            generation.cancel()
+        if self._tasks:
+            _, hung = await asyncio.wait(self._tasks, timeout=self._close_grace_s)
+            for task in hung:
+                task.cancel()
+            await asyncio.gather(*hung, return_exceptions=True)
+        await self._webhooks.close()
+        await asyncio.gather(*self._records, return_exceptions=True)
+        self._encoders.shutdown()
+
+    # What dialects call
+
+    @property
+    def accepting(self) -> bool:
+        """New requests are taken."""
+        return self._accepting
+
+    def engine_stats(self) -> EngineStats:
+        """The executor's snapshot."""
+        return self._executor.stats()
+
+    async def job_counts(self) -> dict[JobState, int]:
+        """Stored jobs by state."""
+        return await self._jobs.count()
+
+    async def submit(
+        self,
+        completed: Completed,
+        *,
+        owner: str,
+        dialect: str,
+        echo: dict[str, Any],
+        base_url: str,
+        webhook: str | None = None,
+    ) -> Job:
+        """Stores the job and queues it; it can be fetched, also after a crash, once this returns.
+
+        Raises ``QueueFull`` when the key or the server has as many unfinished jobs as allowed, ``Unavailable`` while
+        the server starts or drains.
+        """
+        if not self._accepting:
+            raise Unavailable("Service temporarily unavailable. Please try again.")
+        self._backlog.reserve(owner)
+        try:
+            job = await self._add(completed, owner, dialect, echo, base_url, webhook)
+        except BaseException:
+            self._backlog.free(owner)
+            raise
+        self._enqueue(job)
+        self._pump()
+        return job
+
+    async def wait(self, job_id: int, seconds: float) -> Job:
+        """The job once it is terminal, or as it stands after ``seconds``. Raises ``NotFound``."""
+        entry = self._open.get(job_id)
+        if entry is not None and seconds > 0 and not self._closing:
+            if entry.settled is None:
+                entry.settled = asyncio.Event()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await entry.settled.wait()
+            if entry.final is not None:
+                return entry.final
+        job = await self._jobs.get(job_id)
+        if job is None:
+            raise NotFound("Request not found")
+        return job
+
+    async def get(self, job_id: object, owner: str) -> Job | None:
+        """The owner's job. Unknown, foreign and malformed ids make the same look-up and the same answer."""
+        job = await self._jobs.get(_parse_id(job_id))
+        return job if job is not None and job.owner == owner else None
+
+    async def cancel(self, job_id: object, owner: str) -> Job | None:
+        """Ends the owner's job at the next step; None as in ``get``; a terminal job stays as it is."""
+        job = await self.get(job_id, owner)
+        if job is None or job.state.terminal:
+            return job
+        cancelled = await self._jobs.cancel(job.id, now=time.time())
+        generation = self._generations.get(job.id)
+        if generation is not None:
+            generation.cancel()
+        self._settle(job.id, cancelled)
+        return cancelled or await self._jobs.get(job.id)
+
+    def eta(self, job: Job) -> float:
+        """Seconds until the job is expected to be done, at least 1."""
+        generation = self._generations.get(job.id)
+        if generation is not None:
+            return max(1.0, generation.progress().eta_s)
+        if job.id not in self._open:
+            return 1.0
+        front = max((one.progress().eta_s for one in self._generations.values()), default=0.0)
+        return max(1.0, front + self._backlog.ahead(job.id) * self._pace_s)
+
+    # Queue
+
+    async def _add(
+        self, completed: Completed, owner: str, dialect: str, echo: dict[str, Any], base_url: str, webhook: str | None
+    ) -> Job:
+        request = completed.request
+        while True:
+            job = Job(
+                id=new_id(),
+                owner=owner,
+                dialect=dialect,
+                request=request.to_json(),
+                echo=echo,
+                outputs=tuple(new_name(index) for index in range(request.samples)),
+                warnings=completed.warnings,
+                base_url=base_url,
+                webhook=webhook,
+                webhook_state=WebhookState.PENDING if webhook else WebhookState.NONE,
+                created_at=time.time(),
+            )
+            with suppress(DuplicateJob):
+                await self._jobs.add(job)
+                return job
+
+    def _enqueue(self, job: Job, *, forced: bool = False) -> None:
+        if forced:
+            self._backlog.reserve(job.owner, forced=True)
+        priority = int(job.request.get("priority", 0))
+        self._open[job.id] = _Open(owner=job.owner, priority=priority)
+        self._backlog.push(job.id, priority)
+
+    def _pump(self) -> None:
+        """Starts jobs until the window is full."""
+        while self._accepting and len(self._tasks) < self._window:
+            job_id = self._backlog.pop()
+            if job_id is None:
+                return
+            task = asyncio.create_task(self._run(job_id), name=f"job-{job_id}")
+            self._tasks.add(task)
+            task.add_done_callback(self._retire)
+
+    def _retire(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._pump()
+
+    def _settle(self, job_id: int, final: Job | None) -> None:
+        """Frees the job's place and wakes who waits; whoever made the job terminal passes it, and it is told once."""
+        self._generations.pop(job_id, None)
+        entry = self._open.pop(job_id, None)
+        if entry is not None:
+            self._backlog.drop(job_id)
+            self._backlog.free(entry.owner)
+            entry.final = final
+            if entry.settled is not None:
+                entry.settled.set()
+        if final is not None:
+            self._notify(final)
+
+    # One job
+
+    async def _run(self, job_id: int) -> None:
+        """Generate, store, finish, notify: the boundary of a job, where whatever fails fails this job alone."""
+        final: Job | None = None
+        try:
+            job = await self._jobs.get(job_id)
+            if job is not None and job.state is JobState.QUEUED:
+                final = await self._draw(job)
+        except _Interrupted:
+            logger.info("job %d: interrupted, drawn again at the next start", job_id)
+            await self._jobs.release(job_id)
+        except Error as error:
+            final = await self._fail(job_id, error.code, str(error))
+        except Exception:
+            logger.exception("job %d failed", job_id)
+            final = await self._fail(job_id, Error.code, OPAQUE)
+        finally:
+            self._settle(job_id, final)
+
+    async def _draw(self, job: Job) -> Job | None:
+        request = ImageRequest.from_json(job.request)
+        self._catalog.get(request.model)
+        outcome = await self._generate(job, request)
+        if len(outcome.pictures) != request.samples:
+            raise RuntimeError(f"{len(outcome.pictures)} pictures for {request.samples} samples")
+        await asyncio.gather(*map(self._keep, job.outputs, outcome.pictures))
+        finished = await self._jobs.finish(
+            job.id,
+            result={
+                "seconds": outcome.seconds,
+                "seeds": [picture.seed for picture in outcome.pictures],
+                "nsfw": [picture.nsfw for picture in outcome.pictures],
+                "scheduler": outcome.scheduler,
+            },
+            warnings=(*job.warnings, *outcome.warnings),
+            now=time.time(),
+        )
+        if finished is None:
+            # Cancelled while it was being stored: nobody will ask for these files.
+            await asyncio.gather(*map(self._images.delete, job.outputs))
+        self._measure_pace()
+        return finished
+
+    async def _generate(self, job: Job, request: ImageRequest) -> Outcome:
+        if self._closing:
+            raise _Interrupted
+        # A job of the last run had no chance while the server was down.
+        remaining = max(job.created_at, self._started_at) + self._deadline_s - time.time()
+        generation = self._executor.submit(request, deadline=time.monotonic() + remaining)
+        self._generations[job.id] = generation
+        if job.id not in self._open:
+            generation.cancel()
+        try:
+            async with asyncio.timeout(max(remaining, 0.0) + _HUNG_AFTER_S):
+                # Only a job that reached the device has had a try: what waits beside one that brings the process
+                # down is not to blame. None means that it was cancelled meanwhile, which the outcome will say.
+                if await generation.begun() and await self._jobs.begin(job.id, now=time.time()) is None:
+                    generation.cancel()
+                return await generation.outcome()
+        except TimeoutError:
+            raise DeadlineExceeded(f"Not finished within {self._deadline_s:g} seconds.") from None
+        except Cancelled:
+            if self._closing:
+                raise _Interrupted from None
+            raise
+        finally:
+            generation.cancel()
+            self._generations.pop(job.id, None)
+
+    async def _keep(self, name: str, picture: Picture) -> None:
+        loop = asyncio.get_running_loop()
+        data = await loop.run_in_executor(self._encoders, encode_png, picture.pixels)
+        await self._images.put(name, data)
+
+    async def _fail(self, job_id: int, code: str, message: str) -> Job | None:
+        try:
+            return await self._jobs.fail(job_id, code=code, message=message, now=time.time())
+        except Exception:
+            # The store is out of order; the job stays as it is and is drawn again at the next start.
+            logger.exception("job %d could not be marked as failed", job_id)
+            return None
+
+    def _measure_pace(self) -> None:
+        now = time.monotonic()
+        if self._last_finish and len(self._backlog):
+            self._pace_s += _PACE_WEIGHT * (now - self._last_finish - self._pace_s)
+        self._last_finish = now
+
+    def _notify(self, job: Job) -> None:
+        if job.webhook is None:
+            return
+        try:
+            body = self._webhook_bodies[job.dialect](job)
+        except Exception:
+            logger.exception("job %d: no webhook body", job.id)
+            return
+        record = asyncio.create_task(self._record(job.id, self._webhooks.send(job.webhook, body)))
+        self._records.add(record)
+        record.add_done_callback(self._records.discard)
+
+    async def _record(self, job_id: int, delivery: asyncio.Task[bool]) -> None:
+        await asyncio.wait((delivery,))
+        # A delivery that close cancelled stays pending and is begun again at the next start.
+        if delivery.cancelled():
+            return
+        try:
+            state = WebhookState.DELIVERED if delivery.result() else WebhookState.FAILED
+            await self._jobs.set_webhook_state(job_id, state)
+        except Exception:
+            logger.exception("job %d: webhook state not stored", job_id)
+
+
+def _parse_id(value: object) -> int:
+    """A job id; 0, which no job has, for anything else."""
+    text = str(value) if isinstance(value, int | str) and not isinstance(value, bool) else ""
+    if not (text.isascii() and text.isdigit() and len(text) <= 16):
+        return 0
+    number = int(text)
+    return number if number < LIMIT else 0
