@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import signal
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -129,6 +130,9 @@ def _serve(settings: Settings, listener: socket.socket) -> None:
         h11_max_incomplete_event_size=64 * 1024,
         timeout_graceful_shutdown=_SHUTDOWN_S,
     )
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # uvicorn raises the signal again once it has shut down; the default would make a clean end look like a crash.
+        signal.signal(number, lambda *_: None)
     Server(config).run(sockets=[listener])
 
 

@@ -1,0 +1,1 @@
+"""Load generators, baselines and their results. Figures belong here, not into tests."""
