@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +32,14 @@ class ModelSpec:
     #: A key of ``pipelines.registry.FAMILIES``.
     family: str
     aliases: tuple[str, ...] = ()
-    #: Local diffusers folder.
+    #: Local diffusers folder. With ``file``: a folder of configurations and tokenizers, without weights.
     folder: Path
+    #: One .safetensors file that holds the whole checkpoint in its original layout.
+    file: Path | None = None
+    #: Files that replace single components of the folder: "unet" -> a .safetensors file.
+    components: Mapping[str, Path] = field(default_factory=dict)
+    #: Forced on the checkpoint's scheduler configuration (SDXL-Lightning: timestep_spacing trailing).
+    scheduler_options: Mapping[str, Any] = field(default_factory=dict)
     #: Key of ``pipelines.demo.BUILDERS`` when the folder is a demo checkpoint, made at first need; else None.
     demo: str | None = None
     #: Said in ``/health`` and in every answer's ``meta``: for example that a demo model draws instead of Flux.

@@ -17,6 +17,14 @@ class Sigmas(StrEnum):
     BETA = "beta"
 
 
+class Task(StrEnum):
+    """What a request starts from."""
+
+    TEXT2IMG = "text2img"
+    IMG2IMG = "img2img"
+    INPAINT = "inpaint"
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImageRequest:
     """What the engine draws: every value decided, inside the model's limits."""
@@ -43,10 +51,24 @@ class ImageRequest:
     algorithm_type: str | None = None
     #: ``leading``, ``trailing``, ``linspace``; None = the scheduler's own.
     spacing: str | None = None
+    #: Input picture and mask, by the SHA-256 (hex) of their stored form; see ``pipelines.inputs``. White is repainted.
+    image: str | None = None
+    mask: str | None = None
+    #: img2img and inpaint: the share of the noise that is added and of the steps that is drawn, 0 < strength <= 1.
+    strength: float = 1.0
+    #: Flux: guidance by a second forward with the negative prompt (``guidance`` is the distilled one); at most 1: none.
+    true_cfg: float = 1.0
     #: Bit-equal whatever the neighbours: drawn in forwards of its own.
     reproducible: bool = False
     #: Larger goes first.
     priority: int = 0
+
+    @property
+    def task(self) -> Task:
+        """Follows from the inputs."""
+        if self.image is None:
+            return Task.TEXT2IMG
+        return Task.IMG2IMG if self.mask is None else Task.INPAINT
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for the job store."""

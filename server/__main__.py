@@ -143,7 +143,7 @@ def _welcome(parts: Parts, listener: socket.socket) -> str:
     models = parts.catalog.models()
     demos = [model.id for model in models if model.demo is not None]
     if demos:
-        lines.append(f"Demo models stand in for real weights: {', '.join(demos)}. ./latentd pull <model> gets them.")
+        lines.append(f"Demo models stand in for real weights: {', '.join(demos)}.")
     if not models:
         lines.append("There are no models.")
     key = parts.keys.generated
