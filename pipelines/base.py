@@ -26,6 +26,8 @@ class LaneKey:
     model: str
     #: Latent shape of one row, without the row axis.
     shape: tuple[int, ...]
+    #: (height, width) in pixels: packed latents of different shapes can be equally long.
+    size: tuple[int, int] = (0, 0)
     #: Length of the text axis; text is never padded to join a lane.
     text: int
     #: 0, or a number of the row's own when it must be drawn without neighbours.

@@ -27,6 +27,8 @@ class RowStep:
     matrix: NDArray[np.float32]
     #: The output and noise coefficients are scaled by the ratio of norms (ScoreSdeVe's corrector).
     norm_scaled: bool
+    #: Shares of the clean picture and its noise in the kept area after the step; None for a row without a mask.
+    blend: tuple[float, float] | None = None
 
 
 class StepBlock:
@@ -39,7 +41,7 @@ class StepBlock:
     def __init__(self, *, entries: int, rows: int, device: torch.device) -> None:
         self.entries = entries
         self.rows = rows
-        words = 4 * entries + (5 + MATRIX) * rows
+        words = 4 * entries + (7 + MATRIX) * rows
         pinned = device.type == "cuda"
         self._host = torch.zeros(words, dtype=torch.int32, pin_memory=pinned)
         self._device = self._host if device.type == "cpu" else torch.zeros(words, dtype=torch.int32, device=device)
@@ -57,12 +59,14 @@ class StepBlock:
             ("row_negative", rows),
             ("guidance", rows),
             ("norm_scaled", rows),
+            ("blend", 2 * rows),
             ("matrices", MATRIX * rows),
         ):
             self._at[name] = slice(start, start + length)
             start += length
-        #: Some row of the step scales by norms; decided on the host because it changes what is launched.
+        #: Some row of the step scales by norms, or blends; decided on the host because it changes what is launched.
         self.any_norm_scaled = False
+        self.any_blended = False
 
     def fill(self, steps: Sequence[RowStep], *, scratch: int) -> None:
         """Writes the host side and sends it; ValueError when the rows do not fit."""
@@ -97,10 +101,12 @@ class StepBlock:
         self._put(self._ints, "row_negative", negative, 0)
         self._put(self._floats, "guidance", [step.guidance or 0.0 for step in steps], 0.0)
         self._put(self._floats, "norm_scaled", [float(step.norm_scaled) for step in steps], 0.0)
+        self._put(self._floats, "blend", [share for step in steps for share in step.blend or (1.0, 0.0)], 0.0)
         matrices = self._floats[self._at["matrices"]].reshape(self.rows, 4, 6)
         np.stack([step.matrix for step in steps], out=matrices[: len(steps)])
         matrices[len(steps) :] = 0.0
         self.any_norm_scaled = any(step.norm_scaled for step in steps)
+        self.any_blended = any(step.blend is not None for step in steps)
         if self._device is not self._host:
             self._device.copy_(self._host, non_blocking=True)
 

@@ -1,35 +1,28 @@
-"""What the diffusers families share: rows in slots, guidance, and the step.
-
-A step is ``denoise``: gather the rows' latents, one forward over their entries, guidance, and one product of every
-row with its sampler's matrix. It keeps no state besides the pool, reads nothing back, and writes the pool only at
-its very end: a step that failed on the way (out of memory) has not happened.
-"""
+"""What the diffusers families share: rows in slots, what they start from, their steps, and their pixels."""
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipelines.base import LaneKey, Pipeline, Pixels, Row
-from pipelines.block import RowStep, StepBlock
+from pipelines.block import StepBlock
+from pipelines.draws import DRAWS, Draw, Kind
 from pipelines.errors import Error, InvalidRequest, NonFinite, OutOfMemory
 from pipelines.flags import FiniteFlags
-from pipelines.request import ImageRequest
+from pipelines.images import Posterior, Sources
+from pipelines.inputs import ReadInput
+from pipelines.request import ImageRequest, Task
+from pipelines.rows import DiffusionRow, Encoded
 from pipelines.slots import SlotPool
+from pipelines.step import Denoiser, denoise, translated_memory_errors
 from schedulers.errors import SchedulerError
 from schedulers.table import SamplerTable, compile_table
-from schedulers.update import advance
-
-#: name -> one tensor per entry, without an entry axis when it belongs to one row, with it inside a forward.
-Conditioning = Mapping[str, Tensor]
-#: (sample (entries, *shape), timestep (entries,) float32, conditioning) -> output (entries, *shape).
-Denoiser = Callable[[Tensor, Tensor, Conditioning], Tensor]
 
 #: Lanes nobody is in keep their tensors up to this number, for the next request of the same size.
 IDLE_POOLS = 4
@@ -37,118 +30,31 @@ IDLE_POOLS = 4
 DECODE_ROWS = 4
 
 
-def denoise(denoiser: Denoiser, dtype: torch.dtype, pool: SlotPool, block: StepBlock) -> None:
-    """One step of a lane: advances the slots named by ``block`` by one denoiser call.
-
-    ``dtype`` is what the denoiser's input is cast to, after the input scale; everything else is float32. The number of
-    operations launched does not depend on the number of rows, and nothing is read back, so that the whole call can be
-    captured in a CUDA graph.
-    """
-    spread = (-1, *(1,) * len(pool.shape))
-    # index_select takes int32, index_copy_ does not.
-    slots = block.indices("row_slot").long()
-    sample = pool.latents[:, 0].index_select(0, block.indices("entry_slot"))
-    sample = (sample * block.floats("input_scale").view(spread)).to(dtype)
-    entries = block.indices("entry_conditioning")
-    conditioning = {name: value.index_select(0, entries) for name, value in pool.conditioning.items()}
-    out = denoiser(sample, block.floats("timestep"), conditioning).float()
-    negative = out.index_select(0, block.indices("row_negative"))
-    positive = out.index_select(0, block.indices("row_positive"))
-    guided = negative + block.floats("guidance").view(spread) * (positive - negative)
-    stacked = torch.cat(
-        (pool.latents.index_select(0, slots), guided.unsqueeze(1), pool.noise.index_select(0, slots).unsqueeze(1)),
-        dim=1,
-    )
-    scaled = block.floats("norm_scaled") > 0
-    moved = advance(stacked, block.matrices, scaled, any_norm_scaled=block.any_norm_scaled)
-    finite = moved.isfinite().flatten(1).all(dim=1)
-    pool.finite.index_copy_(0, slots, finite)
-    pool.latents.index_copy_(0, slots, moved)
-
-
-class DiffusionRow(Row):
-    """A row of a denoiser."""
-
-    def __init__(
-        self,
-        *,
-        request: ImageRequest,
-        index: int,
-        lane: LaneKey,
-        table: SamplerTable,
-        positive: Conditioning,
-        negative: Conditioning | None,
-        warnings: tuple[str, ...],
-    ) -> None:
-        super().__init__(
-            request=request,
-            index=index,
-            lane=lane,
-            calls=table.calls,
-            entries=1 if negative is None else 2,
-            scheduler=table.scheduler,
-            warnings=warnings,
-        )
-        self.table = table
-        #: Conditioning until the row enters a slot.
-        self.positive = positive
-        self.negative = negative
-        self.generator = torch.Generator("cpu").manual_seed(self.seed)
-        self.slot: int | None = None
-        #: Noise drawn for the coming step, kept until the step has been applied: a retry must not draw again.
-        self.drawn: Tensor | None = None
-
-    @property
-    def occupied(self) -> int:
-        """The slot of a row that has entered."""
-        assert self.slot is not None, "the row has not entered its lane"
-        return self.slot
-
-    def part(self) -> RowStep:
-        """What the next step needs to know of this row."""
-        return RowStep(
-            slot=self.occupied,
-            guidance=self.request.guidance if self.entries == 2 else None,
-            timestep=float(self.table.timesteps[self.step]),
-            input_scale=float(self.table.input_scale[self.step]),
-            matrix=self.table.matrices[self.step],
-            norm_scaled=self.table.norm_scaled[self.step],
-        )
-
-
-@contextlib.contextmanager
-def translated_memory_errors(device: torch.device) -> Iterator[None]:
-    """Turns an allocator's failure into ``OutOfMemory`` and gives cached blocks back."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        # The CPU allocator raises a bare RuntimeError; only its text tells it from a bug.
-        known = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
-        if not known:
-            raise
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-        raise OutOfMemory("the device has too little memory for this request") from error
-
-
 class DiffusionPipeline(Pipeline):
-    """Base of the diffusers families; a family gives ``encode``, ``denoiser`` and ``decode``."""
+    """Base of the diffusers families; a family gives the abstract methods below."""
+
+    #: Axis of a batch of latents along which channels lie.
+    channel_axis = 1
 
     def __init__(
         self,
         *,
         scheduler_config: Mapping[str, Any],
+        scheduler: str | None,
+        kind: Kind,
         dtype: torch.dtype,
         device: torch.device,
         slots: int,
-        scheduler: str | None,
+        read_input: ReadInput | None = None,
     ) -> None:
         self.dtype = dtype
         self.device = device
         self.slots = slots
+        self.kind = kind
         #: The checkpoint's scheduler_config.json.
         self.scheduler_config = dict(scheduler_config)
         self._scheduler = scheduler or str(scheduler_config["_class_name"])
+        self._sources = Sources(read_input, lambda image: self.encode_image(image[None].to(self.device)))
         self._pools: dict[LaneKey, SlotPool] = {}
         self._flags = FiniteFlags()
         self._alone = itertools.count(1)
@@ -156,67 +62,50 @@ class DiffusionPipeline(Pipeline):
     # What a family gives.
 
     @abstractmethod
-    def latent_shape(self, request: ImageRequest) -> tuple[int, ...]:
-        """Shape of one row's latents."""
+    def lane_shape(self, request: ImageRequest) -> tuple[int, ...]:
+        """Shape of one row's latents as the denoiser takes them."""
 
     @abstractmethod
-    def encode(
-        self, requests: Sequence[ImageRequest]
-    ) -> list[tuple[Conditioning, Conditioning | None, tuple[str, ...]] | Error]:
-        """Per request positive and negative conditioning (None without guidance) and warnings."""
+    def latent_shape(self, request: ImageRequest) -> tuple[int, int, int]:
+        """(channels, height, width) of the VAE's latents; what the first draws are shaped like."""
 
     @abstractmethod
-    def denoiser(self, sample: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
-        """One forward."""
+    def encode(self, requests: Sequence[ImageRequest]) -> list[Encoded | Error]:
+        """Texts and whatever else a request is conditioned on."""
 
     @abstractmethod
-    def decode(self, latents: Tensor) -> Tensor:
-        """(rows, *shape) float32 -> (rows, 3, height, width), -1 .. 1."""
+    def denoiser(self, lane: LaneKey) -> Denoiser:
+        """One forward for rows of a lane."""
 
-    # The contract.
+    @abstractmethod
+    def encode_image(self, image: Tensor) -> Posterior:
+        """(1, 3, height, width), -1 .. 1 -> the VAE's posterior."""
 
-    @torch.inference_mode()
-    def prepare(self, requests: Sequence[ImageRequest]) -> list[list[Row] | Error]:
-        """See ``Pipeline.prepare``."""
-        prepared: list[list[Row] | Error] = []
-        for request, encoded in zip(requests, self.encode(requests), strict=True):
-            if isinstance(encoded, Error):
-                prepared.append(encoded)
-                continue
-            try:
-                prepared.append(self._rows(request, *encoded))
-            except SchedulerError as error:
-                prepared.append(InvalidRequest(str(error), field="scheduler"))
-        return prepared
+    @abstractmethod
+    def scale_latents(self, sample: Tensor) -> Tensor:
+        """A posterior's sample in the scale of the denoiser's latents; any leading axes."""
 
-    def _rows(
-        self, request: ImageRequest, positive: Conditioning, negative: Conditioning | None, warnings: tuple[str, ...]
-    ) -> list[Row]:
-        table = self.table(request)
-        text = next(iter(positive.values())).shape[0]
-        rows: list[Row] = []
-        for index in range(request.samples):
-            lane = LaneKey(
-                model=request.model,
-                shape=self.latent_shape(request),
-                text=text,
-                alone=next(self._alone) if request.reproducible else 0,
-            )
-            rows.append(
-                DiffusionRow(
-                    request=request,
-                    index=index,
-                    lane=lane,
-                    table=table,
-                    positive=positive,
-                    negative=negative,
-                    warnings=warnings + table.warnings,
-                )
-            )
-        return rows
+    @abstractmethod
+    def decode(self, latents: Tensor, lane: LaneKey) -> Tensor:
+        """(rows, *lane shape) float32 -> (rows, 3, height, width), -1 .. 1."""
+
+    def pack(self, latents: Tensor) -> Tensor:
+        """(channels, height, width) -> lane shape."""
+        return latents
+
+    @abstractmethod
+    def pack_mask(self, mask: Tensor) -> Tensor:
+        """(1, height, width) in pixels -> what broadcasts against a row's latents."""
+
+    @abstractmethod
+    def extra_channels(self, mask: Tensor, masked: Tensor) -> Tensor:
+        """(1, height, width) mask in pixels, (channels, …) latents of the masked picture -> further input channels."""
 
     def table(self, request: ImageRequest) -> SamplerTable:
         """The request's sampler, compiled or looked up."""
+        return self._compile(request)
+
+    def _compile(self, request: ImageRequest, **options: Any) -> SamplerTable:
         return compile_table(
             request.scheduler or self._scheduler,
             self.scheduler_config,
@@ -224,38 +113,107 @@ class DiffusionPipeline(Pipeline):
             sigmas=request.sigmas.value,
             algorithm_type=request.algorithm_type,
             spacing=request.spacing,
+            **options,
         )
+
+    # The contract.
+
+    @torch.inference_mode()
+    def prepare(self, requests: Sequence[ImageRequest]) -> list[list[Row] | Error]:
+        """See ``Pipeline.prepare``."""
+        prepared: list[list[Row] | Error] = []
+        with translated_memory_errors(self.device):
+            for request, encoded in zip(requests, self.encode(requests), strict=True):
+                prepared.append(encoded if isinstance(encoded, Error) else self._try_rows(request, encoded))
+        return prepared
+
+    def _try_rows(self, request: ImageRequest, encoded: Encoded) -> list[Row] | Error:
+        try:
+            return self._rows(request, encoded)
+        except SchedulerError as error:
+            return InvalidRequest(str(error), field="scheduler")
+        except OutOfMemory:
+            raise
+        except Error as error:
+            return error
+
+    def _rows(self, request: ImageRequest, encoded: Encoded) -> list[Row]:
+        draws = DRAWS.get((self.kind, request.task, request.strength >= 1 or request.task is Task.TEXT2IMG))
+        if draws is None:
+            raise InvalidRequest(f"model {request.model} only inpaints: it needs an image and a mask", field="image")
+        table = self.table(request)
+        source = self._sources.source(request)
+        lanes = [
+            LaneKey(
+                model=request.model,
+                shape=self.lane_shape(request),
+                size=(request.height, request.width),
+                text=next(iter(encoded.positive.values())).shape[0],
+                alone=next(self._alone) if request.reproducible else 0,
+            )
+            for _ in range(request.samples)
+        ]
+        return [
+            DiffusionRow(
+                request=request, index=index, lane=lane, table=table, encoded=encoded, draws=draws, source=source
+            )
+            for index, lane in enumerate(lanes)
+        ]
 
     @torch.inference_mode()
     def enter(self, row: Row) -> None:
-        """See ``Pipeline.enter``. Draws, in stock's order for text2img: latents, then one noise per drawing step."""
+        """See ``Pipeline.enter``."""
         assert isinstance(row, DiffusionRow)
         with translated_memory_errors(self.device):
             pool = self._pools.get(row.lane)
             if pool is None:
-                pool = SlotPool(1 if row.lane.alone else self.slots, row.lane.shape, self.device)
+                capacity = 1 if row.lane.alone else self.slots
+                pool = SlotPool(capacity, row.lane.shape, self.device, channel_axis=self.channel_axis)
                 self._pools[row.lane] = pool
-            slot = pool.take(row.positive, row.negative)
-        row.slot = slot
-        pool.latents[slot, 0].copy_(self._draw(row) * row.table.init_scale)
+            row.slot = pool.take(row.encoded.positive, row.encoded.negative)
+            self._begin(row, pool)
 
-    def _draw(self, row: DiffusionRow) -> Tensor:
-        # Shaped (1, ...) and drawn on the CPU in float32, as stock does with a list of generators: one seed, one
-        # picture, whatever the device and the batch.
-        return torch.randn((1, *row.lane.shape), generator=row.generator)[0]
+    def _begin(self, row: DiffusionRow, pool: SlotPool) -> None:
+        """Makes the first draws, in stock's order, and puts what the row starts from into its slot."""
+        slot = row.occupied
+        drawn = {draw: row.draw(self.latent_shape(row.request)) for draw in row.draws}
+        noise = self.pack(drawn[Draw.NOISE])
+        source, row.source = row.source, None
+        if source is None:
+            pool.latents[slot, 0].copy_(noise * row.table.init_scale)
+            return
+        clean: Tensor | None = None
+        if Draw.IMAGE in drawn:
+            clean = self.pack(self.scale_latents(source.image.sample(drawn[Draw.IMAGE])))
+        if clean is None or (self.kind is not Kind.FILL and self._from_pure_noise(row)):
+            pool.latents[slot, 0].copy_(noise * row.table.init_scale)
+        else:
+            pool.latents[slot, 0].copy_(row.table.start[0] * clean + row.table.start[1] * noise.to(clean.device))
+        if source.mask is None or source.masked is None:
+            return
+        if self.kind is Kind.BLEND:
+            assert clean is not None
+            row.blends = True
+            pool.set_reference(slot, clean=clean, noise=noise, mask=self.pack_mask(source.mask))
+        else:
+            masked = self.scale_latents(source.masked.sample(drawn[Draw.MASKED]))
+            pool.set_extra(slot, self.extra_channels(source.mask.to(masked.device), masked))
+
+    def _from_pure_noise(self, row: DiffusionRow) -> bool:
+        """Stable Diffusion's inpainting at strength 1 forgets the picture; img2img mixes a trace of it in."""
+        return row.request.task is Task.INPAINT and row.request.strength >= 1
 
     def leave(self, row: Row) -> None:
         """See ``Pipeline.leave``."""
         assert isinstance(row, DiffusionRow)
         if row.slot is None:
             return
-        pool = self._pools[row.lane]
         self._flags.forget(row)
-        pool.give(row.slot)
+        self._pools[row.lane].give(row.slot)
         row.slot = None
         if row.lane.alone:
             del self._pools[row.lane]
-        idle = [lane for lane, other in self._pools.items() if other.empty]
+        idle = [lane for lane, pool in self._pools.items() if pool.empty]
         for lane in idle[: max(0, len(idle) - IDLE_POOLS)]:
             del self._pools[lane]
 
@@ -263,12 +221,13 @@ class DiffusionPipeline(Pipeline):
     def step(self, rows: Sequence[Row]) -> list[Row]:
         """See ``Pipeline.step``."""
         moving = [row for row in rows if isinstance(row, DiffusionRow)]
-        pool = self._pools[moving[0].lane]
+        lane = moving[0].lane
+        pool = self._pools[lane]
         with translated_memory_errors(self.device):
             self._draw_ahead(pool, moving)
             block = StepBlock(entries=sum(row.entries for row in moving), rows=len(moving), device=self.device)
             block.fill([row.part() for row in moving], scratch=pool.scratch)
-            denoise(self.denoiser, self.dtype, pool, block)
+            denoise(self.denoiser(lane), self.dtype, pool, block)
         for row in moving:
             row.step += 1
             row.drawn = None
@@ -277,9 +236,9 @@ class DiffusionPipeline(Pipeline):
         return list(self._flags.failed)
 
     def _draw_ahead(self, pool: SlotPool, rows: Sequence[DiffusionRow]) -> None:
-        drawing = [row for row in rows if row.table.draws[row.step] and row.drawn is None]
-        for row in drawing:
-            row.drawn = self._draw(row)
+        for row in rows:
+            if row.table.draws[row.step] and row.drawn is None:
+                row.drawn = row.draw(row.lane.shape)
         drawn = [(row.occupied, row.drawn) for row in rows if row.drawn is not None]
         if drawn:
             slots = torch.tensor([slot for slot, _ in drawn], device=self.device)
@@ -296,17 +255,20 @@ class DiffusionPipeline(Pipeline):
             if row in self._flags.failed
         }
         good = [row for row in done if row not in results]
-        for start in range(0, len(good), DECODE_ROWS):
-            part = good[start : start + DECODE_ROWS]
+        # Alone to the last pixel: a decoder's last bits depend on its batch.
+        together = 1 if done and done[0].lane.alone else DECODE_ROWS
+        for start in range(0, len(good), together):
+            part = good[start : start + together]
             results.update(zip(part, self._decode_rows(part), strict=True))
         return [results[row] for row in done]
 
     def _decode_rows(self, rows: Sequence[DiffusionRow]) -> list[Pixels | Error]:
-        pool = self._pools[rows[0].lane]
+        lane = rows[0].lane
+        pool = self._pools[lane]
         try:
             with translated_memory_errors(self.device):
                 slots = torch.tensor([row.occupied for row in rows], device=self.device)
-                images = self.decode(pool.latents[:, 0].index_select(0, slots))
+                images = self.decode(pool.latents[:, 0].index_select(0, slots), lane)
                 # Stock's image processor: to 0 .. 1, clamped, rounded to 8 bits.
                 levels = (images.float() * 0.5 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
                 pixels = levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()

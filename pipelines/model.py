@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipelines.request import Task
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
@@ -51,5 +53,9 @@ class ModelSpec:
     steps: int | None = None
     guidance: float | None = None
     limits: Limits = Limits()
+    #: Tokens that Flux' T5 reads; None = diffusers' 512.
+    text_length: int | None = None
+    #: What may be asked of it: an inpaint checkpoint does nothing else.
+    tasks: frozenset[Task] = frozenset(Task)
     #: "auto" (bfloat16 from compute capability 8.0, float16 below, float32 on CPU) or a torch dtype's name.
     dtype: str = "auto"

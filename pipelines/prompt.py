@@ -2,57 +2,42 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-#: Bytes of embeddings kept per model; an SD1.5 prompt takes 231 KiB in float32.
+from pipelines.lru import BytesLru
+from pipelines.request import ImageRequest
+
+#: What a text becomes: name -> tensor without a text axis ("text" (tokens, width), "pooled" (width,) …).
+Embedding = Mapping[str, Tensor]
+
+#: Bytes of embeddings kept per model; an SD1.5 prompt takes 231 KiB in float32, a Flux prompt 8 MiB.
 CACHE_BYTES = 256 * 2**20
 #: Texts per forward of a text encoder.
 ENCODE_TEXTS = 32
 
 
-class EmbeddingCache:
-    """The embeddings used last, up to a number of bytes."""
+class EmbeddingCache(BytesLru[Embedding]):
+    """The embeddings used last."""
 
     def __init__(self, max_bytes: int = CACHE_BYTES) -> None:
-        self._max_bytes = max_bytes
-        self._bytes = 0
-        self._kept: OrderedDict[Hashable, Tensor] = OrderedDict()
-        self.hits = 0
-        self.misses = 0
-
-    def get(self, key: Hashable) -> Tensor | None:
-        """The embedding, or None."""
-        found = self._kept.get(key)
-        if found is None:
-            self.misses += 1
-            return None
-        self.hits += 1
-        self._kept.move_to_end(key)
-        return found
-
-    def put(self, key: Hashable, embedding: Tensor) -> None:
-        """Keeps an embedding; the ones unused for longest make room."""
-        # A clone, because a slice of a batch would keep the whole batch alive.
-        self._kept[key] = embedding.clone()
-        self._bytes += embedding.nbytes
-        while self._bytes > self._max_bytes and len(self._kept) > 1:
-            _, oldest = self._kept.popitem(last=False)
-            self._bytes -= oldest.nbytes
+        super().__init__(max_bytes, lambda embedding: sum(value.nbytes for value in embedding.values()))
 
 
 def encode_texts(
-    texts: Sequence[str], encode: Callable[[Sequence[str]], Tensor], cache: EmbeddingCache, *, alone: bool = False
-) -> dict[str, Tensor]:
-    """Embeddings by text, (tokens, width) each; texts not in the cache go through ``encode`` together.
+    texts: Sequence[str],
+    encode: Callable[[Sequence[str]], Mapping[str, Tensor]],
+    cache: EmbeddingCache,
+    *,
+    alone: bool = False,
+) -> dict[str, Embedding]:
+    """Embeddings by text; texts not in the cache go through ``encode`` (with a leading text axis) together.
 
     ``alone`` encodes each text by itself and keeps it apart: an embedding's last bits depend on its neighbours.
     """
-    found: dict[str, Tensor] = {}
+    found: dict[str, Embedding] = {}
     missing: list[str] = []
     for text in dict.fromkeys(texts):
         kept = cache.get((text, alone))
@@ -63,38 +48,41 @@ def encode_texts(
     together = 1 if alone else ENCODE_TEXTS
     for start in range(0, len(missing), together):
         part = missing[start : start + together]
-        for text, embedding in zip(part, encode(part), strict=True):
-            cache.put((text, alone), embedding)
-            found[text] = embedding
+        encoded = encode(part)
+        for index, text in enumerate(part):
+            # Clones, because a slice of a batch would keep the whole batch alive.
+            found[text] = {name: value[index].clone() for name, value in encoded.items()}
+            cache.put((text, alone), found[text])
     return found
 
 
-class ClipEncoder:
-    """A CLIP tokenizer and text encoder: texts to the last hidden state after the final layer norm."""
+class TextEncoder:
+    """A tokenizer and its text encoder. Tokenizers are not thread-safe: the device thread alone uses this."""
 
-    def __init__(self, tokenizer: Any, text_encoder: Any) -> None:
+    def __init__(self, tokenizer: Any, model: Any, *, length: int | None = None) -> None:
         self._tokenizer = tokenizer
-        self._text_encoder = text_encoder
-
-    @property
-    def length(self) -> int:
-        """Tokens per text, start and end included (77)."""
-        return int(self._tokenizer.model_max_length)
+        self.model = model
+        #: Tokens per text, special ones included: 77 for CLIP, up to 512 for Flux' T5.
+        self.length = int(tokenizer.model_max_length) if length is None else length
 
     def is_cut(self, text: str) -> bool:
         """The text has more tokens than the encoder reads."""
-        # No token is longer than the text it stands for, so that short texts need not be counted.
-        if len(text) <= self.length - 2 and text.isascii():
+        # No token is shorter than a byte, so that short texts need not be counted.
+        if len(text.encode("utf-8", "replace")) <= self.length - 2:
             return False
         ids = self._tokenizer(text, truncation=False, verbose=False).input_ids
         return len(ids) > self.length
 
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        """(texts, tokens, width), in the encoder's dtype; longer texts are cut as stock diffusers cuts them."""
+    def cuts(self, request: ImageRequest) -> tuple[str, ...]:
+        """A warning for each text of the request that is longer than what is read."""
+        texts = (("prompt", request.prompt), ("negative_prompt", request.negative_prompt or ""))
+        return tuple(
+            f"{name} was cut to its first {self.length - 2} tokens" for name, text in texts if self.is_cut(text)
+        )
+
+    def __call__(self, texts: Sequence[str], **options: Any) -> Any:
+        """The encoder's output; longer texts are cut as stock diffusers cuts them."""
         ids = self._tokenizer(
             list(texts), padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
         ).input_ids
-        encoder = self._text_encoder
-        hidden = encoder(ids.to(encoder.device))[0]
-        assert isinstance(hidden, torch.Tensor)
-        return hidden
+        return self.model(ids.to(self.model.device), **options)

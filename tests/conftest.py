@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from pipelines.model import ModelSpec
+
+# Before torch is imported. Demo networks are too small to share a forward among threads, and OpenMP's waiting threads
+# burn the cores that other processes need: a busy machine makes such tests ten times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 if TYPE_CHECKING:
     from pipelines.sd15 import StableDiffusion15

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from pipelines.block import RowStep, StepBlock
-from pipelines.diffusion import Conditioning, denoise
 from pipelines.slots import SlotPool
+from pipelines.step import Conditioning, denoise
 from schedulers.table import SamplerTable, compile_table
 
 pytestmark = [

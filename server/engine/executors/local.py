@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from pipelines.base import Pipeline
 from pipelines.errors import Error
+from pipelines.inputs import ReadInput
 from pipelines.model import ModelSpec
 from pipelines.registry import FAMILIES
 from pipelines.request import ImageRequest
@@ -62,9 +63,11 @@ class LocalExecutor:
         threads: int = 0,
         max_rows: int = 16,
         max_resident: int = 3,
+        read_input: ReadInput | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._spec = spec
+        self._read_input = read_input
         self._device = device
         self._threads = threads
         # Twice what one forward takes: an urgent request can enter a full lane and go first.
@@ -137,6 +140,7 @@ class LocalExecutor:
         if spec.demo is not None:
             demo.ensure(spec.demo, spec.folder.parent)
         module, _, family = FAMILIES[spec.family].partition(":")
-        pipeline = getattr(importlib.import_module(module), family).load(spec, pick_device(self._device), self._slots)
+        load = getattr(importlib.import_module(module), family).load
+        pipeline = load(spec, pick_device(self._device), self._slots, self._read_input)
         assert isinstance(pipeline, Pipeline)
         return pipeline

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from pipelines.base import Pixels, Row
+from pipelines.base import LaneKey, Pixels, Row
 from pipelines.errors import Error, InvalidRequest, NonFinite, OutOfMemory
 from pipelines.request import ImageRequest
 
@@ -60,16 +60,17 @@ def difference(one: Pixels | Error, other: Pixels | Error) -> int:
 def faulty(sd15: StableDiffusion15, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     """What the next forwards do: None = the real thing, an exception = raise it, a function = change the output."""
     plan: list[Any] = []
-    real = sd15.denoiser
+    real = sd15.denoiser(LaneKey(model="sd15", shape=(), text=77))
 
-    def denoiser(*inputs: Any) -> torch.Tensor:
+    def forward(*inputs: Any) -> torch.Tensor:
         todo = plan.pop(0) if plan else None
         if isinstance(todo, BaseException):
             raise todo
         out = real(*inputs)
-        return out if todo is None else todo(out)
+        changed: torch.Tensor = out if todo is None else todo(out)
+        return changed
 
-    monkeypatch.setattr(sd15, "denoiser", denoiser)
+    monkeypatch.setattr(sd15, "denoiser", lambda lane: forward)
     yield plan
     assert not plan
 
@@ -156,10 +157,10 @@ def test_a_decoder_without_memory_is_asked_for_fewer_rows(
     expected = finished(sd15, entered(sd15, wish(samples=4)))
     real = sd15.decode
 
-    def decode(latents: torch.Tensor) -> torch.Tensor:
+    def decode(latents: torch.Tensor, lane: LaneKey) -> torch.Tensor:
         if len(latents) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(latents)
+        return real(latents, lane)
 
     monkeypatch.setattr(sd15, "decode", decode)
     results = finished(sd15, entered(sd15, wish(samples=4)))
@@ -243,7 +244,7 @@ def test_padding_changes_no_row() -> None:
     import torch
 
     from pipelines.block import StepBlock
-    from pipelines.diffusion import denoise
+    from pipelines.step import denoise
 
     exact, parts = pool_and_parts(5)
     padded, _ = pool_and_parts(5)
@@ -270,7 +271,7 @@ def test_a_step_launches_as_many_operations_for_sixteen_rows_as_for_one() -> Non
     from torch.utils._python_dispatch import TorchDispatchMode
 
     from pipelines.block import StepBlock
-    from pipelines.diffusion import denoise
+    from pipelines.step import denoise
 
     class Counter(TorchDispatchMode):
         count = 0

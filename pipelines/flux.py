@@ -1,0 +1,223 @@
+"""Flux.1: a flow-matching transformer over packed 16-channel latents, conditioned on T5 and CLIP."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from pipelines.base import LaneKey
+from pipelines.checkpoint import Checkpoint
+from pipelines.device import pick_dtype
+from pipelines.diffusion import DiffusionPipeline
+from pipelines.draws import Kind
+from pipelines.errors import BrokenCheckpoint, Error
+from pipelines.images import Posterior
+from pipelines.inputs import ReadInput
+from pipelines.model import ModelSpec
+from pipelines.prompt import Embedding, EmbeddingCache, TextEncoder, encode_texts
+from pipelines.request import ImageRequest
+from pipelines.rows import Encoded
+from pipelines.step import Conditioning, Denoiser
+from schedulers.flow import flow_for
+from schedulers.table import SamplerTable
+
+#: What ``model_index.json`` may name.
+CLASSES = ("FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline", "FluxFillPipeline")
+#: Channels of the VAE's latents; a token is a 2 x 2 patch of them.
+CHANNELS = 16
+#: Input features per token: the patch, and for Fill the masked picture's patch and its 256 mask pixels.
+KINDS = {4 * CHANNELS: Kind.BLEND, 8 * CHANNELS + 256: Kind.FILL}
+#: A checkpoint's own scheduler -> the public name whose flow-match table draws the same.
+OWN_SCHEDULERS = {
+    "FlowMatchEulerDiscreteScheduler": "EulerDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler": "HeunDiscreteScheduler",
+}
+#: T5 tokens where the model says nothing; diffusers' default.
+TEXT_LENGTH = 512
+
+
+def pack(latents: Tensor) -> Tensor:
+    """(channels, height, width) -> (tokens, 4 channels): 2 x 2 patches, row by row."""
+    channels, height, width = latents.shape
+    patches = latents.view(channels, height // 2, 2, width // 2, 2).permute(1, 3, 0, 2, 4)
+    return patches.reshape(height // 2 * (width // 2), 4 * channels)
+
+
+def unpack(packed: Tensor, height: int, width: int) -> Tensor:
+    """(rows, tokens, 4 channels) -> (rows, channels, height, width); the inverse of ``pack``."""
+    rows, _, features = packed.shape
+    patches = packed.view(rows, height // 2, width // 2, features // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
+    return patches.reshape(rows, features // 4, height, width)
+
+
+def position_ids(height: int, width: int) -> Tensor:
+    """(tokens, 3) float32: where each token of a latent of this size lies; height and width in patches."""
+    ids = torch.zeros(height, width, 3)
+    ids[..., 1] += torch.arange(height)[:, None]
+    ids[..., 2] += torch.arange(width)[None, :]
+    return ids.view(height * width, 3)
+
+
+def _own_scheduler(checkpoint: Checkpoint) -> str:
+    name = checkpoint.scheduler_config()["_class_name"]
+    if name not in OWN_SCHEDULERS:
+        wanted = " or ".join(OWN_SCHEDULERS)
+        raise BrokenCheckpoint(f"model {checkpoint.name}: the scheduler is a {name}, not {wanted}")
+    return OWN_SCHEDULERS[name]
+
+
+class Flux(DiffusionPipeline):
+    """As diffusers' ``FluxPipeline``, ``…Img2Img…``, ``…Inpaint…`` and ``FluxFillPipeline`` draw it."""
+
+    channel_axis = 2
+
+    def __init__(
+        self, *, transformer: Any, vae: Any, text_encoder: TextEncoder, text_encoder_2: TextEncoder, **shared: Any
+    ) -> None:
+        super().__init__(**shared)
+        self.transformer = transformer
+        self.vae = vae
+        self._clip = text_encoder
+        self._t5 = text_encoder_2
+        self.cache = EmbeddingCache()
+        #: Pixels per latent, on a side.
+        self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
+
+    @classmethod
+    def load(cls, spec: ModelSpec, device: torch.device, slots: int, read_input: ReadInput | None = None) -> Self:
+        """From a checkpoint; BrokenCheckpoint says which file is wrong and how."""
+        from diffusers import AutoencoderKL, FluxTransformer2DModel
+        from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
+
+        checkpoint = Checkpoint(spec.id, spec.folder, dtype=pick_dtype(spec.dtype, device), device=device)
+        checkpoint.check_class(CLASSES)
+        transformer = checkpoint.load_module("transformer", FluxTransformer2DModel)
+        features = transformer.config.in_channels
+        if features not in KINDS:
+            wanted = " or ".join(map(str, KINDS))
+            raise BrokenCheckpoint(f"model {spec.id}: transformer has in_channels {features}, not {wanted}")
+        return cls(
+            transformer=transformer,
+            vae=checkpoint.load_module("vae", AutoencoderKL),
+            text_encoder=TextEncoder(
+                checkpoint.load_tokenizer("tokenizer", CLIPTokenizer),
+                checkpoint.load_module("text_encoder", CLIPTextModel),
+            ),
+            text_encoder_2=TextEncoder(
+                checkpoint.load_tokenizer("tokenizer_2", T5TokenizerFast),
+                checkpoint.load_module("text_encoder_2", T5EncoderModel),
+                length=spec.text_length or TEXT_LENGTH,
+            ),
+            kind=KINDS[features],
+            scheduler_config=checkpoint.scheduler_config(),
+            scheduler=spec.scheduler or _own_scheduler(checkpoint),
+            dtype=checkpoint.dtype,
+            device=device,
+            slots=slots,
+            read_input=read_input,
+        )
+
+    def latent_shape(self, request: ImageRequest) -> tuple[int, int, int]:
+        """(16, height / 8, width / 8), both even."""
+        return (CHANNELS, *self._latent_size((request.height, request.width)))
+
+    def _latent_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        height, width = size
+        return 2 * (height // (2 * self.factor)), 2 * (width // (2 * self.factor))
+
+    def lane_shape(self, request: ImageRequest) -> tuple[int, ...]:
+        """(tokens, 64)."""
+        _, height, width = self.latent_shape(request)
+        return (height // 2 * (width // 2), 4 * CHANNELS)
+
+    def table(self, request: ImageRequest) -> SamplerTable:
+        """The flow-match sampler, its noise levels shifted for the picture's size; a small strength draws one step."""
+        strength = None if request.image is None else min(1.0, max(request.strength, 0.5 / request.steps))
+        flow = flow_for(self.scheduler_config, self.lane_shape(request)[0])
+        return self._compile(request, strength=strength, flow=flow, repair=False)
+
+    def is_guided(self, request: ImageRequest) -> bool:
+        """True classifier-free guidance: asked for, and with something to guide away from."""
+        return request.true_cfg > 1 and request.negative_prompt is not None
+
+    def encode(self, requests: Sequence[ImageRequest]) -> list[Encoded | Error]:
+        """See ``DiffusionPipeline.encode``."""
+        shared = self._embed([one for one in requests if not one.reproducible], alone=False)
+        alone = self._embed([one for one in requests if one.reproducible], alone=True)
+        return [self._encoded(request, alone if request.reproducible else shared) for request in requests]
+
+    def _encoded(self, request: ImageRequest, embeddings: Mapping[str, Embedding]) -> Encoded:
+        distilled: dict[str, Tensor] = {}
+        if self.transformer.config.guidance_embeds:
+            distilled["guidance"] = torch.tensor(request.guidance, dtype=torch.float32, device=self.device)
+        guided = self.is_guided(request)
+        return Encoded(
+            positive={**embeddings[request.prompt], **distilled},
+            negative={**embeddings[request.negative_prompt or ""], **distilled} if guided else None,
+            scale=request.true_cfg,
+            warnings=self._t5.cuts(request),
+        )
+
+    def _embed(self, requests: Sequence[ImageRequest], *, alone: bool) -> dict[str, Embedding]:
+        texts = [one.prompt for one in requests]
+        texts += [one.negative_prompt or "" for one in requests if self.is_guided(one)]
+        return encode_texts(texts, self._hidden, self.cache, alone=alone)
+
+    def _hidden(self, texts: Sequence[str]) -> Mapping[str, Tensor]:
+        return {"text": self._t5(texts)[0], "pooled": self._clip(texts).pooler_output}
+
+    def denoiser(self, lane: LaneKey) -> Denoiser:
+        """The transformer, with the positions of the lane's tokens."""
+        height, width = self._latent_size(lane.size)
+        image_ids = position_ids(height // 2, width // 2).to(self.device, self.dtype)
+        text_ids = torch.zeros(lane.text, 3, device=self.device, dtype=self.dtype)
+
+        def forward(sample: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
+            out: Tensor = self.transformer(
+                hidden_states=sample,
+                timestep=timestep / 1000,
+                guidance=conditioning.get("guidance"),
+                pooled_projections=conditioning["pooled"],
+                encoder_hidden_states=conditioning["text"],
+                txt_ids=text_ids,
+                img_ids=image_ids,
+                return_dict=False,
+            )[0]
+            return out
+
+        return forward
+
+    def encode_image(self, image: Tensor) -> Posterior:
+        """The VAE's encoder."""
+        distribution = self.vae.encode(image.to(self.vae.dtype)).latent_dist
+        return Posterior(mean=distribution.mean[0].float(), std=distribution.std[0].float())
+
+    def scale_latents(self, sample: Tensor) -> Tensor:
+        """Shifted and scaled as the VAE's configuration says."""
+        scaled: Tensor = (sample - self.vae.config.shift_factor) * self.vae.config.scaling_factor
+        return scaled
+
+    def decode(self, latents: Tensor, lane: LaneKey) -> Tensor:
+        """The VAE's decoder."""
+        unpacked = unpack(latents, *self._latent_size(lane.size))
+        scaled = unpacked / self.vae.config.scaling_factor + self.vae.config.shift_factor
+        image: Tensor = self.vae.decode(scaled.to(self.vae.dtype), return_dict=False)[0]
+        return image
+
+    def pack(self, latents: Tensor) -> Tensor:
+        """See the function of this name."""
+        return pack(latents)
+
+    def pack_mask(self, mask: Tensor) -> Tensor:
+        """(tokens, 64): the nearest pixel of each latent, once per channel, packed like them."""
+        size = self._latent_size((mask.shape[-2], mask.shape[-1]))
+        return pack(torch.nn.functional.interpolate(mask[None], size=size)[0].repeat(CHANNELS, 1, 1))
+
+    def extra_channels(self, mask: Tensor, masked: Tensor) -> Tensor:
+        """(tokens, 320): the masked picture's patch, then the patch's mask in pixels."""
+        height, width = masked.shape[-2:]
+        pixels = mask[0].view(height, self.factor, width, self.factor).permute(1, 3, 0, 2)
+        return torch.cat((pack(masked), pack(pixels.reshape(self.factor**2, height, width))), dim=-1)
