@@ -17,6 +17,7 @@ from pipelines.errors import Error, InvalidRequest, NonFinite, OutOfMemory
 from pipelines.flags import FiniteFlags
 from pipelines.images import Posterior, Sources
 from pipelines.inputs import ReadInput
+from pipelines.placement import Part, Placement
 from pipelines.request import ImageRequest, Task
 from pipelines.rows import DiffusionRow, Encoded
 from pipelines.slots import SlotPool
@@ -43,18 +44,19 @@ class DiffusionPipeline(Pipeline):
         scheduler: str | None,
         kind: Kind,
         dtype: torch.dtype,
-        device: torch.device,
+        placement: Placement,
         slots: int,
         read_input: ReadInput | None = None,
     ) -> None:
         self.dtype = dtype
-        self.device = device
+        self.placement = placement
+        self.device = placement.device
         self.slots = slots
         self.kind = kind
         #: The checkpoint's scheduler_config.json.
         self.scheduler_config = dict(scheduler_config)
         self._scheduler = scheduler or str(scheduler_config["_class_name"])
-        self._sources = Sources(read_input, lambda image: self.encode_image(image[None].to(self.device)))
+        self.sources = Sources(read_input, self._posterior)
         self._pools: dict[LaneKey, SlotPool] = {}
         self._flags = FiniteFlags()
         self._alone = itertools.count(1)
@@ -116,6 +118,10 @@ class DiffusionPipeline(Pipeline):
             **options,
         )
 
+    def _posterior(self, image: Tensor) -> Posterior:
+        with self.placement.using(Part.VAE):
+            return self.encode_image(image[None].to(self.device))
+
     # The contract.
 
     @torch.inference_mode()
@@ -142,7 +148,7 @@ class DiffusionPipeline(Pipeline):
         if draws is None:
             raise InvalidRequest(f"model {request.model} only inpaints: it needs an image and a mask", field="image")
         table = self.table(request)
-        source = self._sources.source(request)
+        source = self.sources.source(request)
         lanes = [
             LaneKey(
                 model=request.model,
@@ -227,7 +233,8 @@ class DiffusionPipeline(Pipeline):
             self._draw_ahead(pool, moving)
             block = StepBlock(entries=sum(row.entries for row in moving), rows=len(moving), device=self.device)
             block.fill([row.part() for row in moving], scratch=pool.scratch)
-            denoise(self.denoiser(lane), self.dtype, pool, block)
+            with self.placement.using(Part.DENOISER):
+                denoise(self.denoiser(lane), self.dtype, pool, block)
         for row in moving:
             row.step += 1
             row.drawn = None
@@ -268,7 +275,8 @@ class DiffusionPipeline(Pipeline):
         try:
             with translated_memory_errors(self.device):
                 slots = torch.tensor([row.occupied for row in rows], device=self.device)
-                images = self.decode(pool.latents[:, 0].index_select(0, slots), lane)
+                with self.placement.using(Part.VAE):
+                    images = self.decode(pool.latents[:, 0].index_select(0, slots), lane)
                 # Stock's image processor: to 0 .. 1, clamped, rounded to 8 bits.
                 levels = (images.float() * 0.5 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
                 pixels = levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()

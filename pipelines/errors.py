@@ -37,6 +37,12 @@ class BrokenCheckpoint(Error):
     code = "broken_checkpoint"
 
 
+class ModelTooLarge(Error):
+    """A model's weights alone are more than the memory that is set aside for weights."""
+
+    code = "model_too_large"
+
+
 class NonFinite(Error):
     """A row's latents became NaN or infinite."""
 

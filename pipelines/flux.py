@@ -17,6 +17,7 @@ from pipelines.errors import BrokenCheckpoint, Error
 from pipelines.images import Posterior
 from pipelines.inputs import ReadInput
 from pipelines.model import ModelSpec
+from pipelines.placement import Part, Placement
 from pipelines.prompt import Embedding, EmbeddingCache, TextEncoder, encode_texts
 from pipelines.request import ImageRequest
 from pipelines.rows import Encoded
@@ -82,6 +83,9 @@ class Flux(DiffusionPipeline):
         self.vae = vae
         self._clip = text_encoder
         self._t5 = text_encoder_2
+        self.placement.add(Part.DENOISER, transformer)
+        self.placement.add(Part.VAE, vae)
+        self.placement.add(Part.ENCODERS, text_encoder.model, text_encoder_2.model)
         self.cache = EmbeddingCache()
         #: Pixels per latent, on a side.
         self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
@@ -92,7 +96,9 @@ class Flux(DiffusionPipeline):
         from diffusers import AutoencoderKL, FluxTransformer2DModel
         from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
-        checkpoint = Checkpoint(spec.id, spec.folder, dtype=pick_dtype(spec.dtype, device), device=device)
+        placement = Placement(spec.offload, device)
+        dtype = pick_dtype(spec.dtype, device)
+        checkpoint = Checkpoint(spec.id, spec.folder, dtype=dtype, device=placement.loading_device)
         checkpoint.check_class(CLASSES)
         transformer = checkpoint.load_module("transformer", FluxTransformer2DModel)
         features = transformer.config.in_channels
@@ -115,7 +121,7 @@ class Flux(DiffusionPipeline):
             scheduler_config=checkpoint.scheduler_config(),
             scheduler=spec.scheduler or _own_scheduler(checkpoint),
             dtype=checkpoint.dtype,
-            device=device,
+            placement=placement,
             slots=slots,
             read_input=read_input,
         )
@@ -167,6 +173,10 @@ class Flux(DiffusionPipeline):
         return encode_texts(texts, self._hidden, self.cache, alone=alone)
 
     def _hidden(self, texts: Sequence[str]) -> Mapping[str, Tensor]:
+        with self.placement.using(Part.ENCODERS):
+            return self._read(texts)
+
+    def _read(self, texts: Sequence[str]) -> Mapping[str, Tensor]:
         return {"text": self._t5(texts)[0], "pooled": self._clip(texts).pooler_output}
 
     def denoiser(self, lane: LaneKey) -> Denoiser:

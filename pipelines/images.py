@@ -63,7 +63,7 @@ class Sources:
     """Makes what rows start from; a picture is encoded once per size, and once per mask."""
 
     def __init__(self, read: ReadInput | None, encode: Callable[[Tensor], Posterior]) -> None:
-        self._read = read
+        self.read = read
         #: (3, height, width), -1 .. 1 -> posterior.
         self._encode = encode
         self._cache: BytesLru[Posterior] = BytesLru(CACHE_BYTES, lambda one: one.mean.nbytes + one.std.nbytes)
@@ -93,6 +93,6 @@ class Sources:
         return to_tensor(self._pixels(request.image), request.width, request.height)
 
     def _pixels(self, name: str) -> Pixels:
-        if self._read is None:
+        if self.read is None:
             raise InvalidRequest("this engine has no input pictures")
-        return self._read(name)
+        return self.read(name)

@@ -4,10 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from pipelines.request import Task
+
+
+class Offload(StrEnum):
+    """What of a model rests in the computer's memory while it is not used; see ``pipelines.placement``."""
+
+    #: Nothing: everything stays on the device.
+    NONE = "none"
+    #: Text encoders, which work only when a request arrives; Flux' T5 alone takes 9.5 GB in 16 bits.
+    ENCODERS = "encoders"
+    #: Whole parts: one of text encoders, denoiser and VAE is on the device at a time.
+    MODEL = "model"
+    #: As ``MODEL``, and the denoiser layer by layer: the smallest, and slow.
+    SEQUENTIAL = "sequential"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,5 +71,6 @@ class ModelSpec:
     text_length: int | None = None
     #: What may be asked of it: an inpaint checkpoint does nothing else.
     tasks: frozenset[Task] = frozenset(Task)
+    offload: Offload = Offload.NONE
     #: "auto" (bfloat16 from compute capability 8.0, float16 below, float32 on CPU) or a torch dtype's name.
     dtype: str = "auto"

@@ -13,6 +13,7 @@ from pipelines.device import pick_dtype
 from pipelines.errors import Error
 from pipelines.inputs import ReadInput
 from pipelines.model import ModelSpec
+from pipelines.placement import Part, Placement
 from pipelines.prompt import Embedding, EmbeddingCache, TextEncoder, encode_texts
 from pipelines.request import ImageRequest
 from pipelines.rows import Encoded
@@ -34,6 +35,7 @@ class StableDiffusion15(UNetPipeline):
     def __init__(self, *, text_encoder: TextEncoder, **shared: Any) -> None:
         super().__init__(**shared)
         self._text_encoder = text_encoder
+        self.placement.add(Part.ENCODERS, text_encoder.model)
         self.cache = EmbeddingCache()
 
     @classmethod
@@ -42,7 +44,9 @@ class StableDiffusion15(UNetPipeline):
         from diffusers import AutoencoderKL, UNet2DConditionModel
         from transformers import CLIPTextModel, CLIPTokenizer
 
-        checkpoint = Checkpoint(spec.id, spec.folder, dtype=pick_dtype(spec.dtype, device), device=device)
+        placement = Placement(spec.offload, device)
+        dtype = pick_dtype(spec.dtype, device)
+        checkpoint = Checkpoint(spec.id, spec.folder, dtype=dtype, device=placement.loading_device)
         checkpoint.check_class(CLASSES)
         unet = checkpoint.load_module("unet", UNet2DConditionModel)
         tokenizer = checkpoint.load_tokenizer("tokenizer", CLIPTokenizer)
@@ -54,7 +58,7 @@ class StableDiffusion15(UNetPipeline):
             scheduler_config=checkpoint.scheduler_config(),
             scheduler=spec.scheduler,
             dtype=checkpoint.dtype,
-            device=device,
+            placement=placement,
             slots=slots,
             read_input=read_input,
         )
@@ -81,6 +85,10 @@ class StableDiffusion15(UNetPipeline):
         return encode_texts(texts, self._hidden, self.cache, alone=alone)
 
     def _hidden(self, texts: Sequence[str]) -> Mapping[str, Tensor]:
+        with self.placement.using(Part.ENCODERS):
+            return self._read(texts)
+
+    def _read(self, texts: Sequence[str]) -> Mapping[str, Tensor]:
         return {"text": self._text_encoder(texts)[0]}
 
     def added_conditions(self, conditioning: Conditioning) -> None:

@@ -13,6 +13,7 @@ from pipelines.device import pick_dtype
 from pipelines.errors import Error
 from pipelines.inputs import ReadInput
 from pipelines.model import ModelSpec
+from pipelines.placement import Part, Placement
 from pipelines.prompt import Embedding, EmbeddingCache, TextEncoder, encode_texts
 from pipelines.request import ImageRequest
 from pipelines.rows import Encoded
@@ -38,6 +39,7 @@ class StableDiffusionXL(UNetPipeline):
         super().__init__(**shared)
         self._text_encoder = text_encoder
         self._text_encoder_2 = text_encoder_2
+        self.placement.add(Part.ENCODERS, text_encoder.model, text_encoder_2.model)
         #: A negative prompt left out is zeroed embeddings, not those of "".
         self._zeros_for_empty = zeros_for_empty
         self.cache = EmbeddingCache()
@@ -48,7 +50,9 @@ class StableDiffusionXL(UNetPipeline):
         from diffusers import AutoencoderKL, UNet2DConditionModel
         from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-        checkpoint = Checkpoint(spec.id, spec.folder, dtype=pick_dtype(spec.dtype, device), device=device)
+        placement = Placement(spec.offload, device)
+        dtype = pick_dtype(spec.dtype, device)
+        checkpoint = Checkpoint(spec.id, spec.folder, dtype=dtype, device=placement.loading_device)
         checkpoint.check_class(CLASSES)
         unet = checkpoint.load_module("unet", UNet2DConditionModel)
         index = checkpoint.read_json("model_index.json")
@@ -68,7 +72,7 @@ class StableDiffusionXL(UNetPipeline):
             scheduler_config=checkpoint.scheduler_config(),
             scheduler=spec.scheduler,
             dtype=checkpoint.dtype,
-            device=device,
+            placement=placement,
             slots=slots,
             read_input=read_input,
         )
@@ -113,6 +117,10 @@ class StableDiffusionXL(UNetPipeline):
         return encode_texts(texts, self._hidden, self.cache, alone=alone)
 
     def _hidden(self, texts: Sequence[str]) -> Mapping[str, Tensor]:
+        with self.placement.using(Part.ENCODERS):
+            return self._read(texts)
+
+    def _read(self, texts: Sequence[str]) -> Mapping[str, Tensor]:
         first = self._text_encoder(texts, output_hidden_states=True)
         second = self._text_encoder_2(texts, output_hidden_states=True)
         joined = torch.cat((first.hidden_states[-2], second.hidden_states[-2]), dim=-1)

@@ -16,6 +16,7 @@ from pipelines.diffusion import DiffusionPipeline
 from pipelines.draws import Kind
 from pipelines.errors import BrokenCheckpoint
 from pipelines.images import Posterior
+from pipelines.placement import Part
 from pipelines.request import ImageRequest
 from pipelines.step import Conditioning, Denoiser
 from schedulers.table import SamplerTable
@@ -62,6 +63,8 @@ class UNetPipeline(DiffusionPipeline):
         super().__init__(**shared)
         self.unet = unet
         self.vae = vae
+        self.placement.add(Part.DENOISER, unet)
+        self.placement.add(Part.VAE, vae)
         #: Pixels per latent, on a side.
         self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
         #: Width of the guidance embedding of an LCM UNet; None for all others.

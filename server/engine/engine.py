@@ -18,7 +18,7 @@ from pipelines.base import LaneKey, Pipeline, Row
 from pipelines.errors import Cancelled, DeadlineExceeded, Error, NonFinite, OutOfMemory
 from server.engine.executors.base import EngineStats, Picture
 from server.engine.lanes import AGING_S, Choice, Lanes
-from server.engine.models import ResidentModels
+from server.engine.models import ResidentModels, Weigh
 from server.engine.outlook import Outlook
 from server.engine.tickets import Ticket
 
@@ -38,9 +38,11 @@ class Engine:
         max_rows: int,
         slots: int,
         max_resident: int,
+        budget: int | None = None,
+        weigh: Weigh = lambda name: 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.models = ResidentModels(load, limit=max_resident)
+        self.models = ResidentModels(load, limit=max_resident, budget=budget, weigh=weigh)
         self._lanes = Lanes(max_rows=max_rows)
         self._slots = slots
         self._clock = clock

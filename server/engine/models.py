@@ -1,4 +1,4 @@
-"""The models on the device: loaded when first asked for, the one unused for longest makes room."""
+"""The models on the device: loaded when first asked for, those unused for longest make room."""
 
 from __future__ import annotations
 
@@ -6,51 +6,100 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from pipelines.base import Pipeline
+from pipelines.errors import ModelTooLarge
 
 logger = logging.getLogger(__name__)
 
+#: Bytes that a model's weights will take on the device.
+Weigh = Callable[[str], int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Resident:
+    pipeline: Pipeline
+    #: Bytes of its weights; 0 where nobody counts.
+    weight: int
+
 
 class ResidentModels:
-    """At most ``limit`` loaded pipelines."""
+    """Loaded pipelines: at most ``limit`` of them, and no more bytes of weights than ``budget`` (None: any)."""
 
-    def __init__(self, load: Callable[[str], Pipeline], *, limit: int) -> None:
+    def __init__(
+        self, load: Callable[[str], Pipeline], *, limit: int, budget: int | None = None, weigh: Weigh = lambda name: 0
+    ) -> None:
         #: Loads a model by id.
         self.load = load
         self._limit = limit
-        self._resident: OrderedDict[str, Pipeline] = OrderedDict()
+        self._budget = budget
+        self._weigh = weigh
+        self._resident: OrderedDict[str, _Resident] = OrderedDict()
+        #: Weighed and not yet loaded: while a model waits for room it is asked for at every turn.
+        self._weighed: dict[str, int] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
         """Loaded models, the one used last at the end."""
         return tuple(self._resident)
 
+    @property
+    def weight(self) -> int:
+        """Bytes of all loaded weights."""
+        return sum(one.weight for one in self._resident.values())
+
     def fits(self, name: str, busy: set[str]) -> bool:
-        """The model is loaded, or can be without taking one away that is in use."""
-        if name in self._resident or len(self._resident) < self._limit:
+        """The model is loaded, or can be without taking one away that is in use; True also if it never will be."""
+        if name in self._resident:
             return True
-        return any(other not in busy for other in self._resident)
+        try:
+            needed = self._needed(name)
+        except Exception:
+            # A checkpoint that cannot be weighed cannot be loaded; loading says why.
+            return True
+        kept = [one for other, one in self._resident.items() if other in busy]
+        return self._has_room(len(kept), sum(one.weight for one in kept), needed)
 
     def get(self, name: str, busy: set[str]) -> Pipeline:
-        """The loaded model; loads it and closes the ones that must go. Raises what loading raises."""
+        """The model; loads it and closes the ones that must go. Raises ``ModelTooLarge`` and what loading raises."""
         found = self._resident.get(name)
         if found is None:
+            needed = self._needed(name)
+            # Weighed anew the next time: its files may be others by then.
+            del self._weighed[name]
             for other in list(self._resident):
-                if len(self._resident) >= self._limit and other not in busy:
-                    self._resident.pop(other).close()
+                if self._has_room(len(self._resident), self.weight, needed):
+                    break
+                if other not in busy:
+                    self._resident.pop(other).pipeline.close()
                     logger.info("model %s unloaded to make room for %s", other, name)
             began = time.monotonic()
-            found = self._resident[name] = self.load(name)
-            logger.info("model %s loaded in %.2f s", name, time.monotonic() - began)
+            found = self._resident[name] = _Resident(pipeline=self.load(name), weight=needed)
+            logger.info("model %s loaded in %.2f s, %.2f GB", name, time.monotonic() - began, needed / 1e9)
         self._resident.move_to_end(name)
-        return found
+        return found.pipeline
+
+    def _needed(self, name: str) -> int:
+        needed = self._weighed.get(name)
+        if needed is None:
+            needed = self._weighed[name] = self._weigh(name)
+        if self._budget is not None and needed > self._budget:
+            del self._weighed[name]
+            raise ModelTooLarge(
+                f"model {name} needs {needed / 1e9:.2f} GB for its weights, "
+                f"and vram_budget_gb allows {self._budget / 1e9:.2f}"
+            )
+        return needed
+
+    def _has_room(self, count: int, weight: int, needed: int) -> bool:
+        return count < self._limit and (self._budget is None or weight + needed <= self._budget)
 
     def loaded(self, name: str) -> Pipeline:
         """A model that has rows and is therefore loaded."""
-        return self._resident[name]
+        return self._resident[name].pipeline
 
     def close(self) -> None:
         """Unloads everything."""
         while self._resident:
-            self._resident.popitem()[1].close()
+            self._resident.popitem()[1].pipeline.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -26,7 +26,16 @@ from server.engine.tickets import Ticket
 class Bench:
     """An engine over stub pipelines with a clock of its own: a step takes a second and a hundredth per row."""
 
-    def __init__(self, *, max_rows: int = 8, slots: int = 16, max_resident: int = 2, fits: int = 1000) -> None:
+    def __init__(
+        self,
+        *,
+        max_rows: int = 8,
+        slots: int = 16,
+        max_resident: int = 2,
+        fits: int = 1000,
+        budget: int | None = None,
+        weigh: Callable[[str], int] = lambda name: 0,
+    ) -> None:
         self.now = 0.0
         self.pipelines: dict[str, StubPipeline] = {}
         self.loads: list[str] = []
@@ -34,7 +43,13 @@ class Bench:
         self.fits = fits
         self.results: dict[int, Outcome | Error] = {}
         self.engine = Engine(
-            self.load, max_rows=max_rows, slots=slots, max_resident=max_resident, clock=lambda: self.now
+            self.load,
+            max_rows=max_rows,
+            slots=slots,
+            max_resident=max_resident,
+            budget=budget,
+            weigh=weigh,
+            clock=lambda: self.now,
         )
         self.submitted = 0
 
@@ -335,3 +350,33 @@ def test_stats_count_forwards_and_rows() -> None:
     stats = bench.engine.stats
     assert (stats.forwards_total, stats.row_steps_total, stats.rows_per_forward) == (3, 4, {2: 1, 1: 2})
     assert (stats.running_rows, stats.waiting_requests) == (0, 0)
+
+
+def test_models_that_do_not_fit_the_budget_together_take_turns() -> None:
+    weights = {"a": 60, "b": 50, "c": 30}
+    bench = Bench(max_resident=9, budget=100, weigh=weights.__getitem__)
+    for model in ("a", "b", "c", "a"):
+        bench.submit(model=model)
+        bench.run()
+    assert bench.loads == ["a", "b", "c", "a"]
+    assert bench.engine.models.names == ("c", "a")
+    assert bench.engine.models.weight == 90
+
+
+def test_a_model_that_can_never_fit_is_refused_with_figures() -> None:
+    bench = Bench(budget=10 * 10**9, weigh=lambda name: 24 * 10**9 if name == "large" else 10**9)
+    bench.submit(model="large")
+    bench.submit(model="a")
+    bench.run()
+    assert str(bench.error(0)) == "model large needs 24.00 GB for its weights, and vram_budget_gb allows 10.00"
+    assert bench.outcome(1).pictures
+
+
+def test_a_model_waits_for_room_while_the_others_are_in_use() -> None:
+    bench = Bench(max_resident=9, budget=100, weigh=lambda name: 60)
+    bench.submit(model="a", steps=5)
+    bench.run(turns=1)
+    bench.submit(model="b")
+    bench.run()
+    assert bench.loads == ["a", "b"]
+    assert list(bench.results) == [0, 1]

@@ -1,0 +1,80 @@
+"""Where the parts of a model lie, and how they come to the device when they are used."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from enum import Enum, auto
+from typing import Any
+
+import torch
+
+from pipelines.model import Offload
+
+
+class Part(Enum):
+    """What is moved as a whole."""
+
+    ENCODERS = auto()
+    DENOISER = auto()
+    VAE = auto()
+
+
+#: What stays on the device, by mode.
+RESIDENT: dict[Offload, frozenset[Part]] = {
+    Offload.NONE: frozenset(Part),
+    Offload.ENCODERS: frozenset({Part.DENOISER, Part.VAE}),
+    Offload.MODEL: frozenset(),
+    Offload.SEQUENTIAL: frozenset(),
+}
+
+
+class Placement:
+    """The parts of one model. The device thread alone uses it."""
+
+    def __init__(self, mode: Offload, device: torch.device) -> None:
+        self.mode = mode
+        self.device = device
+        self._modules: dict[Part, list[Any]] = {part: [] for part in Part}
+        #: The part that rests on the device although it does not live there: it may be needed again at once.
+        self._visiting: Part | None = None
+
+    @property
+    def loading_device(self) -> torch.device:
+        """Where weights are read to: not to a device that cannot hold them all."""
+        return self.device if self.mode is Offload.NONE else torch.device("cpu")
+
+    def add(self, part: Part, *modules: Any) -> None:
+        """Takes modules in, and puts those that live on the device there."""
+        self._modules[part] += modules
+        if self.mode is Offload.SEQUENTIAL and part is Part.DENOISER:
+            from accelerate import cpu_offload
+
+            for module in modules:
+                cpu_offload(module, self.device, offload_buffers=True)
+        elif part in RESIDENT[self.mode]:
+            self._move(part, self.device)
+
+    @contextlib.contextmanager
+    def using(self, part: Part) -> Iterator[None]:
+        """The part is on the device inside; with whole-part modes it stays until another part is used."""
+        if part in RESIDENT[self.mode] or (self.mode is Offload.SEQUENTIAL and part is Part.DENOISER):
+            yield
+            return
+        if self._visiting is not part:
+            if self._visiting is not None:
+                self._move(self._visiting, torch.device("cpu"))
+            self._move(part, self.device)
+            self._visiting = part
+        try:
+            yield
+        finally:
+            if self.mode is Offload.ENCODERS:
+                self._move(part, torch.device("cpu"))
+                self._visiting = None
+
+    def _move(self, part: Part, device: torch.device) -> None:
+        for module in self._modules[part]:
+            module.to(device)
+        if device.type == "cpu" and self.device.type == "cuda":
+            torch.cuda.empty_cache()
