@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Collection
 from dataclasses import dataclass, replace
-from math import sqrt
+from math import nextafter, sqrt
+from typing import TypeVar
 
+from pipelines.errors import InvalidRequest
 from pipelines.model import Limits, ModelSpec
-from pipelines.request import ImageRequest, Sigmas
+from pipelines.request import ImageRequest, Sigmas, Task
 from schedulers.registry import SCHEDULERS, parse_name
+
+N = TypeVar("N", int, float)
+
+#: Families whose guidance is distilled, so that a second forward is something beside it.
+_TRUE_CFG_FAMILIES = frozenset({"flux"})
 
 #: Random seeds have as many bits as the ones users see elsewhere.
 _SEED_BITS = 32
@@ -33,8 +41,21 @@ class ImageDraft:
     sigmas: Sigmas | None = None
     algorithm_type: str | None = None
     spacing: str | None = None
+    #: Stored inputs, as in ``ImageRequest``, and the image's width and height; both or neither.
+    image: str | None = None
+    image_size: tuple[int, int] | None = None
+    mask: str | None = None
+    strength: float | None = None
+    true_cfg: float | None = None
     reproducible: bool | None = None
     priority: int = 0
+
+    @property
+    def task(self) -> Task:
+        """As ``ImageRequest.task``."""
+        if self.image is None:
+            return Task.TEXT2IMG
+        return Task.IMG2IMG if self.mask is None else Task.INPAINT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +67,13 @@ class Defaults:
     steps: int = 30
     guidance: float = 7.5
     samples: int = 1
+    strength: float = 0.7
     #: The smaller of this and the model's own limit holds; None = the model's.
     max_steps: int | None = None
     max_samples: int | None = None
     min_guidance: float = 0.0
     max_guidance: float = 100.0
+    max_true_cfg: float = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,31 +87,48 @@ class Completed:
 def complete(draft: ImageDraft, model: ModelSpec, fallback: Defaults, *, reproducible: bool = False) -> Completed:
     """Decides every value: the client's within limits, else the model's default, else the dialect's.
 
-    ``reproducible`` is the server's setting, used where the draft does not say. Nothing is refused here; what is
-    out of range is moved to the nearest value in range, and a warning names it.
+    ``reproducible`` is the server's setting, used where the draft does not say. What is out of range is moved to the
+    nearest value in range, and a warning names it. Raises ``InvalidRequest`` for a task that the model does not do.
     """
+    check_task(draft.task, model)
     warnings: list[str] = []
     limits = _tighten(model.limits, fallback)
     width, height = _fit_size(draft, model, fallback, limits, warnings)
     name, sigmas, algorithm_type = _choose_scheduler(draft, model, warnings)
+    samples = _clamp("samples", draft.samples, fallback.samples, 1, limits.max_samples, warnings)
+    steps = _clamp("steps", draft.steps, model.steps or fallback.steps, 1, limits.max_steps, warnings)
     request = ImageRequest(
         model=model.id,
         prompt=draft.prompt,
         negative_prompt=draft.negative_prompt,
         width=width,
         height=height,
-        samples=_clamp("samples", draft.samples, fallback.samples, 1, limits.max_samples, warnings),
-        steps=_clamp("steps", draft.steps, model.steps or fallback.steps, 1, limits.max_steps, warnings),
+        samples=samples,
+        steps=steps,
         guidance=_choose_guidance(draft, model, fallback, warnings),
         seed=secrets.randbits(_SEED_BITS) if draft.seed is None else draft.seed,
         scheduler=name,
         sigmas=sigmas,
         algorithm_type=algorithm_type,
         spacing=draft.spacing,
+        image=draft.image,
+        mask=draft.mask,
+        strength=_choose_strength(draft, steps, fallback, warnings),
+        true_cfg=_choose_true_cfg(draft, model, fallback, warnings),
         reproducible=reproducible if draft.reproducible is None else draft.reproducible,
         priority=draft.priority,
     )
     return Completed(request=request, warnings=tuple(warnings))
+
+
+def check_task(task: Task, model: ModelSpec) -> None:
+    """Raises ``InvalidRequest`` for what the model does not do."""
+    if task not in model.tasks:
+        raise InvalidRequest(f"{model.id} draws {_listed(model.tasks)}, not {task}.", field="model")
+
+
+def _listed(tasks: Collection[Task]) -> str:
+    return " and ".join(task for task in Task if task in tasks)
 
 
 def _tighten(limits: Limits, fallback: Defaults) -> Limits:
@@ -99,7 +139,7 @@ def _tighten(limits: Limits, fallback: Defaults) -> Limits:
     )
 
 
-def _clamp(name: str, asked: int | None, default: int, low: int, high: int, warnings: list[str]) -> int:
+def _clamp(name: str, asked: N | None, default: N, low: N, high: N, warnings: list[str]) -> N:
     value = default if asked is None else asked
     used = min(max(value, low), high)
     if asked is not None and used != asked:
@@ -115,17 +155,72 @@ def _choose_guidance(draft: ImageDraft, model: ModelSpec, fallback: Defaults, wa
     if draft.guidance is None:
         # Not clamped: a distilled model's own 0 is right for it whatever range a dialect documents.
         return fallback.guidance if model.guidance is None else model.guidance
-    used = min(max(draft.guidance, fallback.min_guidance), fallback.max_guidance)
-    if used != draft.guidance:
-        warnings.append(_changed("guidance", draft.guidance, used))
+    low, high = fallback.min_guidance, fallback.max_guidance
+    return _clamp("guidance", draft.guidance, fallback.guidance, low, high, warnings)
+
+
+def _choose_strength(draft: ImageDraft, steps: int, fallback: Defaults, warnings: list[str]) -> float:
+    """0 < strength <= 1, and never so little that no step is drawn."""
+    if draft.task is Task.TEXT2IMG:
+        return 1.0
+    asked = fallback.strength if draft.strength is None else draft.strength
+    used = max(min(asked, 1.0), least_strength(steps))
+    if used != asked:
+        warnings.append(_changed("strength", asked, used))
     return used
+
+
+def _choose_true_cfg(draft: ImageDraft, model: ModelSpec, fallback: Defaults, warnings: list[str]) -> float:
+    if draft.true_cfg is None or draft.true_cfg <= 1:
+        return 1.0
+    if model.family not in _TRUE_CFG_FAMILIES:
+        warnings.append(f"true_cfg was not used: {model.id} has classifier-free guidance of its own.")
+        return 1.0
+    if draft.negative_prompt is None:
+        warnings.append("true_cfg was not used: it needs a negative prompt.")
+        return 1.0
+    return _clamp("true_cfg", draft.true_cfg, 1.0, 1.0, fallback.max_true_cfg, warnings)
+
+
+def least_strength(steps: int) -> float:
+    """Draws one step of so many: families count ``int(steps * strength)``, and 49 * (1 / 49) is less than 1."""
+    strength = 1 / steps
+    while int(steps * strength) < 1:
+        strength = nextafter(strength, 1.0)
+    return strength
 
 
 def _fit_size(
     draft: ImageDraft, model: ModelSpec, fallback: Defaults, limits: Limits, warnings: list[str]
 ) -> tuple[int, int]:
+    """The size asked for, else the input's, else the model's, else the dialect's; inside the limits.
+
+    For img2img width and height hold only together: one alone would distort the input (ModelsLab ignores both).
+    """
+    if draft.image_size is not None:
+        return _fit_image_size(draft, draft.image_size, limits, warnings)
     asked_width = model.width or fallback.width if draft.width is None else draft.width
     asked_height = model.height or fallback.height if draft.height is None else draft.height
+    return _fit_asked(draft, asked_width, asked_height, limits, warnings)
+
+
+def _fit_image_size(
+    draft: ImageDraft, image_size: tuple[int, int], limits: Limits, warnings: list[str]
+) -> tuple[int, int]:
+    given = {name: side for name, side in (("width", draft.width), ("height", draft.height)) if side is not None}
+    scaled = scale_into(*image_size, limits)
+    if len(given) == 2 or (given and draft.task is Task.INPAINT):
+        return _fit_asked(draft, given.get("width", scaled[0]), given.get("height", scaled[1]), limits, warnings)
+    warnings += [f"{name} {side} was not used: it needs the other side." for name, side in given.items()]
+    if scaled != image_size:
+        old, new = (f"{width} x {height}" for width, height in (image_size, scaled))
+        warnings.append(f"The input's size {old} was changed to {new}.")
+    return scaled
+
+
+def _fit_asked(
+    draft: ImageDraft, asked_width: int, asked_height: int, limits: Limits, warnings: list[str]
+) -> tuple[int, int]:
     width, height = fit(asked_width, asked_height, limits)
     if draft.width is not None and width != draft.width:
         warnings.append(_changed("width", draft.width, width))
@@ -158,6 +253,18 @@ def fit(width: int, height: int, limits: Limits) -> tuple[int, int]:
         else:
             height = side(limits.max_pixels / width)
     return width, height
+
+
+def scale_into(width: int, height: int, limits: Limits) -> tuple[int, int]:
+    """An input's size, scaled as a whole until it fits, then rounded by ``fit``; one that fits is only rounded.
+
+    >>> scale_into(4000, 1000, Limits())
+    (1024, 256)
+    """
+    scale = min(1.0, limits.max_side / max(width, height), sqrt(limits.max_pixels / (width * height)))
+    # A side below the minimum is worth more pixels than asked for: nothing smaller can be drawn.
+    scale = max(scale, limits.min_side / min(width, height))
+    return fit(round(width * scale), round(height * scale), limits)
 
 
 def _choose_scheduler(

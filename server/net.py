@@ -13,13 +13,15 @@ import re
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from urllib.parse import quote
 
 import httpcore2
 import httpx2
 
-from server.errors import RefusedAddress
+from server.errors import BodyTooLarge, RefusedAddress
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -27,6 +29,16 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Resolver = Callable[[str, int], Awaitable[list[str]]]
 
 PORTS = frozenset({80, 443, 8080, 8443})
+
+#: What leads elsewhere when a picture is asked for.
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+#: What may stand in a Location as it is; bytes beyond ASCII are percent-encoded one by one, whatever they spell.
+_LOCATION_SAFE = "!#$%&'()*+,/:;=?@[]~"
+#: A resolver that hangs may hold so many threads and no others.
+_LOOK_UPS = 16
+
+#: Everything httpcore2 and the resolver raise when there is no proper answer, deadlines included.
+_FAILURES = (httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.TimeoutException, OSError)
 
 #: Written out beside ``is_global``, which depends on Python's patch level, lets multicast through and looks into no
 #: tunnel: 6to4, NAT64, Teredo and ISATAP addresses carry an IPv4 address that may be a private one.
@@ -133,11 +145,13 @@ class Answer:
 
 
 class Guard:
-    """Posts to public addresses, and to those the operator listed."""
+    """Talks to public addresses, and to those the operator listed."""
 
     def __init__(self, allow: Iterable[str] = (), *, resolve: Resolver | None = None) -> None:
         self._allow = tuple(Allowed.parse(entry) for entry in allow)
-        self._resolve = resolve or _resolve
+        self._resolve = resolve or self._look_up
+        # Not the loop's own pool, in which files are read and written: names of strangers may take long.
+        self._look_ups = ThreadPoolExecutor(max_workers=_LOOK_UPS, thread_name_prefix="dns")
 
     def check_url(self, url: str) -> None:
         """Refuses what can be seen to be hopeless without asking a resolver: raises ``RefusedAddress``."""
@@ -160,18 +174,51 @@ class Guard:
         """
         self.check_url(url)
         parsed = _parse(url)
-        target = httpcore2.URL(scheme=parsed.raw_scheme, host=parsed.raw_host, port=parsed.port, target=parsed.raw_path)
-        own = {"user-agent": "latentd", "accept": "*/*", "accept-encoding": "identity", **_credentials(parsed)}
-        sent = own | {name.lower(): value for name, value in headers.items()}
+        sent = _headers() | _credentials(parsed) | {name.lower(): value for name, value in headers.items()}
         try:
             async with (
                 asyncio.timeout(timeout_s),
                 self._pool() as pool,
-                pool.stream("POST", target, headers=list(sent.items()), content=body) as response,
+                pool.stream("POST", _target(parsed), headers=list(sent.items()), content=body) as response,
             ):
-                return Answer(status=response.status, retry_after=_header(response, b"retry-after"))
-        except (httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.TimeoutException, OSError) as error:
+                return Answer(status=response.status, retry_after=_header(response, b"retry-after").decode("latin-1"))
+        except _FAILURES as error:
             raise _unreachable(parsed.host) from error
+
+    async def get(
+        self, url: str, *, max_bytes: int, timeout_s: float = 20.0, redirects: int = 3, accept: str = "*/*"
+    ) -> bytes:
+        """The body behind ``url``, at most ``max_bytes`` as they are counted, in ``timeout_s`` seconds all in all.
+
+        Every redirect passes the gate that the first address passed; credentials in ``url`` go to its own origin and
+        nowhere else, those in a redirect nowhere. Raises ``BodyTooLarge``; ``RefusedAddress`` for all else, with one
+        text for refused, unreachable, late and anything but a plain 200.
+        """
+        self.check_url(url)
+        first = _parse(url)
+        try:
+            async with asyncio.timeout(timeout_s), self._pool() as pool:
+                return await self._follow(pool, first, max_bytes, redirects, _headers(accept))
+        except (*_FAILURES, RefusedAddress) as error:
+            raise _unreachable(first.host) from error
+
+    async def _follow(
+        self,
+        pool: httpcore2.AsyncConnectionPool,
+        first: httpx2.URL,
+        max_bytes: int,
+        redirects: int,
+        headers: dict[str, str],
+    ) -> bytes:
+        url = first
+        for _ in range(redirects + 1):
+            self.check_url(str(url))
+            sent = headers | (_credentials(first) if _origin(url) == _origin(first) else {})
+            async with pool.stream("GET", _target(url), headers=list(sent.items())) as response:
+                if response.status not in _REDIRECTS:
+                    return await _read(response, max_bytes)
+                url = _redirected(url, _header(response, b"location"))
+        raise httpcore2.RemoteProtocolError(f"more than {redirects} redirects")
 
     def _pool(self) -> httpcore2.AsyncConnectionPool:
         """Connections for one request: each is judged when it is made, so none is kept.
@@ -198,6 +245,11 @@ class Guard:
         if refused or not found:
             raise ConnectionRefusedError(f"{host} port {port} is refused: {', '.join(refused) or 'no address'}")
         return [str(address) for address in dict.fromkeys(found)]
+
+    async def _look_up(self, host: str, port: int) -> list[str]:
+        look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+        found = await asyncio.get_running_loop().run_in_executor(self._look_ups, look_up)
+        return [str(address[0]) for *_, address in found]
 
     def _may_dial(self, host: str | Address, address: Address, port: int) -> bool:
         return (port in PORTS and is_public(address)) or self._covers(host, address, port)
@@ -246,10 +298,44 @@ async def _checked(stream: httpcore2.AsyncNetworkStream, address: str) -> httpco
     return stream
 
 
-async def _resolve(host: str, port: int) -> list[str]:
-    loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [str(address[0]) for *_, address in found]
+async def _read(response: httpcore2.Response, max_bytes: int) -> bytes:
+    """The body of a plain 200. Raises ``BodyTooLarge``, or ``httpcore2.RemoteProtocolError`` for another answer."""
+    encoding = _header(response, b"content-encoding").strip().lower()
+    if response.status != 200 or encoding not in (b"", b"identity"):
+        # Packed although asked not to: what it would unpack to is not counted anywhere.
+        raise httpcore2.RemoteProtocolError(f"answered {response.status}, content-encoding {encoding!r}")
+    length = _header(response, b"content-length")
+    too_large = BodyTooLarge(f"The answer is larger than {max_bytes} bytes.")
+    if length.isdigit() and int(length) > max_bytes:
+        raise too_large
+    body = bytearray()
+    async for part in response.aiter_stream():
+        body += part
+        if len(body) > max_bytes:
+            raise too_large
+    return bytes(body)
+
+
+def _redirected(url: httpx2.URL, location: bytes) -> httpx2.URL:
+    """Where a redirect leads. Raises ``RefusedAddress`` for what cannot be read."""
+    if not location:
+        raise RefusedAddress("The redirect names no address")
+    try:
+        return url.join(quote(location, safe=_LOCATION_SAFE))
+    except (httpx2.InvalidURL, UnicodeError) as error:
+        raise RefusedAddress("The redirect cannot be read") from error
+
+
+def _target(url: httpx2.URL) -> httpcore2.URL:
+    return httpcore2.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
+
+
+def _origin(url: httpx2.URL) -> tuple[str, str, int]:
+    return url.scheme, url.host, _port(url)
+
+
+def _headers(accept: str = "*/*") -> dict[str, str]:
+    return {"user-agent": "latentd", "accept": accept, "accept-encoding": "identity"}
 
 
 def _parse(url: str) -> httpx2.URL:
@@ -272,8 +358,8 @@ def _credentials(url: httpx2.URL) -> dict[str, str]:
     return {"authorization": f"Basic {base64.b64encode(pair).decode('ascii')}"}
 
 
-def _header(response: httpcore2.Response, name: bytes) -> str:
-    return next((value.decode("latin-1") for key, value in response.headers if key.lower() == name), "")
+def _header(response: httpcore2.Response, name: bytes) -> bytes:
+    return next((value for key, value in response.headers if key.lower() == name), b"")
 
 
 def _port(url: httpx2.URL) -> int:

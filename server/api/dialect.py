@@ -15,6 +15,7 @@ from pipelines.errors import Error
 from server.api import DIALECTS
 from server.catalog import Catalog
 from server.errors import QueueFull
+from server.inputs import Inputs
 from server.jobs.base import Job
 from server.keys import KeyStore
 from server.net import Guard
@@ -58,6 +59,8 @@ class Context:
     keys: KeyStore
     #: Checks URLs that clients give.
     guard: Guard
+    #: Keeps the pictures that clients send.
+    inputs: Inputs
     #: Base of the URLs in answers; None = as the caller addressed the server.
     public_url: str | None = None
     #: Seconds a submitting call waits for its pictures.

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import secrets
 import stat
 from pathlib import Path
 
 from server.errors import Unavailable
 from server.storage.base import StoredImage
+from server.storage.disk import make_folder, write_file
 from server.storage.names import is_name, media_type
-
-#: What a crash between writing and renaming leaves behind; ``start`` removes it.
-_UNFINISHED = ".tmp"
 
 
 class LocalImageStore:
@@ -25,7 +21,7 @@ class LocalImageStore:
     async def start(self) -> None:
         """Makes the folder. Raises ``Unavailable`` if that fails."""
         try:
-            await asyncio.to_thread(self._make_root)
+            await asyncio.to_thread(make_folder, self._root)
         except OSError as error:
             raise Unavailable("The image folder cannot be made") from error
 
@@ -34,7 +30,7 @@ class LocalImageStore:
         if not is_name(name):
             raise ValueError(f"no image name: {name!r}")
         try:
-            await asyncio.to_thread(self._write, name, data)
+            await asyncio.to_thread(write_file, self._root / name, data)
         except OSError as error:
             raise Unavailable("The server cannot store images") from error
 
@@ -48,34 +44,6 @@ class LocalImageStore:
         """Removes it; nothing happens if it is not there."""
         if is_name(name):
             await asyncio.to_thread((self._root / name).unlink, missing_ok=True)
-
-    def _make_root(self) -> None:
-        self._root.mkdir(parents=True, exist_ok=True)
-        for unfinished in self._root.glob(f".*{_UNFINISHED}"):
-            unfinished.unlink(missing_ok=True)
-
-    def _write(self, name: str, data: bytes) -> None:
-        # Random, because a re-run may store the same name at the same time.
-        unfinished = self._root / f".{name}.{secrets.token_hex(8)}{_UNFINISHED}"
-        try:
-            with unfinished.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            # Replaces a symlink that someone planted under the name instead of following it.
-            unfinished.replace(self._root / name)
-        except BaseException:
-            unfinished.unlink(missing_ok=True)
-            raise
-        self._sync_root()
-
-    def _sync_root(self) -> None:
-        # A rename is durable only once its directory is.
-        folder = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
     def _find(self, name: str) -> StoredImage | None:
         path = self._root / name

@@ -16,19 +16,20 @@ from numpy.typing import NDArray
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 #: Row filter "up": each byte minus the one above. One numpy subtraction, and nearly the best filter for pictures.
 _UP = 2
-_EIGHT_BITS, _RGB = 8, 2
+_EIGHT_BITS = 8
+_GREY, _RGB = 0, 2
 
 
 def encode_png(pixels: NDArray[np.uint8], text: Mapping[str, str] | None = None) -> bytes:
-    """A PNG file of RGB pixels, uint8 (height, width, 3), both sides at least 1.
+    """A PNG file of pixels, uint8 (height, width, 3) RGB or (height, width) grey, both sides at least 1.
 
     ``text`` becomes tEXt chunks, or iTXt where Latin-1 does not suffice; keywords are 1 .. 79 Latin-1 characters.
     Raises ``ValueError`` for another shape, type or keyword. Releases the GIL while compressing.
     """
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
-        raise ValueError(f"pixels are {pixels.dtype} {pixels.shape}, not uint8 (height, width, 3)")
-    height, width, _ = pixels.shape
-    header = struct.pack(">IIBBBBB", width, height, _EIGHT_BITS, _RGB, 0, 0, 0)
+    if pixels.dtype != np.uint8 or pixels.shape[2:] not in ((), (3,)) or pixels.ndim < 2 or pixels.size == 0:
+        raise ValueError(f"pixels are {pixels.dtype} {pixels.shape}, not uint8 (height, width, 3) or (height, width)")
+    height, width = pixels.shape[:2]
+    header = struct.pack(">IIBBBBB", width, height, _EIGHT_BITS, _GREY if pixels.ndim == 2 else _RGB, 0, 0, 0)
     chunks = [_chunk(b"IHDR", header)]
     chunks += [_text_chunk(keyword, value) for keyword, value in (text or {}).items()]
     chunks += [_chunk(b"IDAT", isal_zlib.compress(_filtered(pixels), 1)), _chunk(b"IEND", b"")]
@@ -36,9 +37,8 @@ def encode_png(pixels: NDArray[np.uint8], text: Mapping[str, str] | None = None)
 
 
 def _filtered(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    height, width, _ = pixels.shape
-    rows = pixels.reshape(height, width * 3)
-    filtered = np.empty((height, 1 + width * 3), np.uint8)
+    rows = pixels.reshape(len(pixels), -1)
+    filtered = np.empty((len(rows), 1 + rows.shape[1]), np.uint8)
     filtered[:, 0] = _UP
     filtered[0, 1:] = rows[0]
     np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])

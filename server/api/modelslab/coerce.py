@@ -73,6 +73,15 @@ class Fields:
             raise InvalidRequest(f"{names[0]} must be at most {limit} characters long", field=names[0])
         return value
 
+    def picture(self, *names: str) -> str | None:
+        """URL, data URI or base64; of a list the first."""
+        value = self.raw(*names)
+        if isinstance(value, list):
+            value = next((one for one in value if is_given(one)), None)
+        if value is not None and not isinstance(value, str):
+            raise InvalidRequest(f"{names[0]} must be a string", field=names[0])
+        return value
+
     def number(self, *names: str) -> float | None:
         """A number that 64 bits can hold."""
         value = self.raw(*names)

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from pipelines.errors import Error, InvalidRequest
 from server.api.modelslab.unbuilt import used_options
 from server.errors import BadBody, QueueFull
+from server.inputs import is_url
 from server.jobs.base import Job, JobState
 from server.service import OPAQUE
 
 #: Our names of fields, where the wire has others.
-_WIRE_NAMES = {"model": "model_id", "steps": "num_inference_steps", "guidance": "guidance_scale"}
+_WIRE_NAMES = {
+    "model": "model_id",
+    "steps": "num_inference_steps",
+    "guidance": "guidance_scale",
+    "true_cfg": "true_cfg_scale",
+}
 _PROCESSING = "Try to fetch request after seconds estimated"
 _FETCH_TIP = "Poll fetch_result with your key until status is success; add ?wait=10 to be answered when it is done."
 
 
-def make_echo(*, track_id: object, instant: bool, note: str | None) -> dict[str, Any]:
-    """What is stored beside the request so that answers can repeat it; never the key."""
-    return {"track_id": track_id, "instant_response": _yes_no(instant), "model_note": note}
+def make_echo(*, track_id: object, instant: bool, note: str | None, pictures: Mapping[str, str]) -> dict[str, Any]:
+    """What is stored beside the request so that answers can repeat it; never the key, and of pictures only URLs."""
+    shown = {name: source if is_url(source) else "base64" for name, source in pictures.items()}
+    return {"track_id": track_id, "instant_response": _yes_no(instant), "model_note": note, "pictures": shown}
 
 
 def success(job: Job) -> dict[str, Any]:
@@ -150,6 +158,10 @@ def meta(job: Job) -> dict[str, Any]:
         "outdir": "out",
         "file_prefix": job.outputs[0],
     }
+    if request.get("image") is not None:
+        values |= {**echo.get("pictures", {}), "strength": request["strength"]}
+    if request.get("true_cfg", 1.0) > 1:
+        values["true_cfg_scale"] = request["true_cfg"]
     note = echo.get("model_note")
     return values if note is None else values | {"model_note": note}
 

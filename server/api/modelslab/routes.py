@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import NoReturn
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from pipelines.draft import Completed, complete
+from pipelines.draft import Completed, check_task, complete
 from pipelines.errors import InvalidRequest
-from pipelines.model import ModelSpec
+from pipelines.request import Task
 from server.api.deps import authenticate, base_url, offered_key
 from server.api.dialect import STATUS, Context, JSONBytes
 from server.api.modelslab import render
 from server.api.modelslab.body import read_fields
 from server.api.modelslab.coerce import Fields
-from server.api.modelslab.schemas import TEXT2IMG_SCHEMA, Options, Text2Img, documented_defaults, read_text2img
+from server.api.modelslab.pictures import store_pictures
+from server.api.modelslab.schemas import Call, Options, documented_defaults, json_schema, read_call
+from server.catalog import Resolved
 from server.errors import NotFound, RefusedAddress
 from server.jobs.base import Job, JobState
 from server.keys import ApiKey
@@ -37,8 +40,9 @@ class Routes:
     def router(self) -> APIRouter:
         """All paths; bodies are read by ``read_fields``, so FastAPI validates nothing."""
         router = APIRouter(prefix="/api/v6/images", tags=["ModelsLab"])
-        schema = {"requestBody": {"content": {"application/json": {"schema": TEXT2IMG_SCHEMA}}}}
-        router.add_api_route("/text2img", self.text2img, methods=["POST"], response_model=None, openapi_extra=schema)
+        for task, draw in ((Task.TEXT2IMG, self.text2img), (Task.IMG2IMG, self.img2img), (Task.INPAINT, self.inpaint)):
+            body = {"requestBody": {"content": {"application/json": {"schema": json_schema(task)}}}}
+            router.add_api_route(f"/{task}", draw, methods=["POST"], response_model=None, openapi_extra=body)
         router.add_api_route("/fetch", self.fetch, methods=["POST"], response_model=None)
         for method in ("POST", "GET"):
             router.add_api_route("/fetch/{request_id}", self.fetch_by_path, methods=[method], response_model=None)
@@ -46,14 +50,15 @@ class Routes:
 
     async def text2img(self, request: Request) -> Response:
         """Draws images from a prompt; answers ``success``, or ``processing`` when it takes longer."""
-        fields = await read_fields(request)
-        caller = await self._authenticate(request, fields)
-        call = read_text2img(fields, self._options)
-        self._check_webhook(call.webhook)
-        job = await self._submit(call, caller, base_url(request, self._context.public_url))
-        if not call.instant:
-            job = await self._context.service.wait(job.id, self._context.sync_wait_s)
-        return self._answer(job, failed_status="error")
+        return await self._draw(request, Task.TEXT2IMG)
+
+    async def img2img(self, request: Request) -> Response:
+        """Draws images from a prompt and an image; answers as ``text2img``."""
+        return await self._draw(request, Task.IMG2IMG)
+
+    async def inpaint(self, request: Request) -> Response:
+        """Repaints an image where a mask is white; answers as ``text2img``."""
+        return await self._draw(request, Task.INPAINT)
 
     async def fetch(self, request: Request) -> Response:
         """The result of an earlier call, by ``request_id`` in the body."""
@@ -70,6 +75,18 @@ class Routes:
         caller = await self._authenticate(request, fields)
         return await self._fetch(request_id, caller, fields)
 
+    async def _draw(self, request: Request, task: Task) -> Response:
+        until = time.monotonic() + self._context.sync_wait_s
+        fields = await read_fields(request)
+        caller = await self._authenticate(request, fields)
+        call = read_call(fields, self._options, task)
+        self._check_webhook(call.webhook)
+        job = await self._submit(call, caller, base_url(request, self._context.public_url))
+        if not call.instant:
+            # Clients wait for an answer, however much of the time went into fetching their pictures.
+            job = await self._context.service.wait(job.id, max(until - time.monotonic(), 0.0))
+        return self._answer(job, failed_status="error")
+
     async def _authenticate(self, request: Request, fields: Fields) -> ApiKey:
         return await authenticate(self._context.keys, offered_key(request, fields.raw("key")))
 
@@ -81,28 +98,29 @@ class Routes:
         except RefusedAddress as error:
             raise InvalidRequest(f"webhook: {error}", field="webhook") from None
 
-    async def _submit(self, call: Text2Img, caller: ApiKey, base: str) -> Job:
-        model = self._find_model(call)
+    async def _submit(self, call: Call, caller: ApiKey, base: str) -> Job:
+        found = self._context.catalog.resolve(call.model)
+        model = found.model
+        # Before anything is fetched for it.
+        check_task(call.task, model)
+        stored = await store_pictures(self._context.inputs, call.task, call.pictures)
+        draft = replace(call.draft, **stored)
         return await self._context.service.submit(
-            self._complete(call, model),
+            self._complete(replace(call, draft=draft), found),
             owner=caller.id,
             dialect=NAME,
-            echo=render.make_echo(track_id=call.track_id, instant=call.instant, note=model.note),
+            echo=render.make_echo(
+                track_id=call.track_id, instant=call.instant, note=model.note, pictures=call.pictures
+            ),
             base_url=base,
             webhook=call.webhook,
         )
 
-    def _find_model(self, call: Text2Img) -> ModelSpec:
-        catalog = self._context.catalog
-        return catalog.default() if call.model is None else catalog.get(call.model)
-
-    def _complete(self, call: Text2Img, model: ModelSpec) -> Completed:
+    def _complete(self, call: Call, found: Resolved) -> Completed:
         defaults = documented_defaults(self._options)
-        completed = complete(call.draft, model, defaults, reproducible=self._context.reproducible)
-        if not call.unapplied:
-            return completed
-        unapplied = f"Not applied: {', '.join(call.unapplied)}."
-        return replace(completed, warnings=(*completed.warnings, unapplied))
+        completed = complete(call.draft, found.model, defaults, reproducible=self._context.reproducible)
+        unapplied = (f"Not applied: {', '.join(call.unapplied)}.",) if call.unapplied else ()
+        return replace(completed, warnings=(*found.warnings, *completed.warnings, *unapplied))
 
     async def _fetch(self, request_id: object, caller: ApiKey, fields: Fields) -> Response:
         job = await self._context.service.get(request_id, caller.id)

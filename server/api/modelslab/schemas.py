@@ -1,15 +1,17 @@
-"""The wire names of ``text2img``, and the only way from them to our own terms."""
+"""The wire names of ``text2img``, ``img2img`` and ``inpaint``, and the only way from them to our own terms."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipelines.draft import Defaults, ImageDraft
 from pipelines.errors import InvalidRequest
-from pipelines.request import Sigmas
+from pipelines.request import Sigmas, Task
 from schedulers.registry import parse_algorithm
 from server.api.modelslab.coerce import Fields
+from server.api.modelslab.pictures import NEEDED
 from server.api.modelslab.unbuilt import find_unapplied
 
 _PROMPT_LIMIT = 10_000
@@ -18,6 +20,8 @@ _URL_LIMIT = 4_096
 #: Documented range of sizes, for ``strict_sizes``.
 _SIDES = (256, 1024)
 _SIDE_MULTIPLE = 8
+#: Other names of pictures.
+_ALIASES = {"init_image": ("image",)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +35,14 @@ class Options:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Text2Img:
+class Call:
     """A call, read."""
 
+    task: Task
+    #: Without the pictures: they are to be stored first.
     draft: ImageDraft
+    #: What came as the pictures that the task needs, by wire name: URL, data URI or base64.
+    pictures: dict[str, str]
     #: As the client wrote it; None = the server's default model.
     model: str | None
     webhook: str | None
@@ -55,24 +63,27 @@ def documented_defaults(options: Options) -> Defaults:
         height=512,
         steps=31,
         guidance=7.5,
+        strength=0.7,
         max_steps=options.max_steps,
         max_samples=4,
         min_guidance=1.0,
         max_guidance=20.0,
+        max_true_cfg=10.0,
     )
 
 
-def read_text2img(fields: Fields, options: Options) -> Text2Img:
+def read_call(fields: Fields, options: Options, task: Task) -> Call:
     """The call in our own terms. Raises ``InvalidRequest``, whose field is the wire name."""
     prompt = fields.text("prompt", limit=_PROMPT_LIMIT)
-    if prompt is None:
+    if prompt is None and task is Task.TEXT2IMG:
         raise InvalidRequest("prompt is required", field="prompt")
+    pictures = {name: _read_picture(fields, name) for name in NEEDED[task]}
     width, height = fields.integer("width", "W"), fields.integer("height", "H")
     if options.strict_sizes:
         _check_side("width", width)
         _check_side("height", height)
     draft = ImageDraft(
-        prompt=prompt,
+        prompt=prompt or "",
         negative_prompt=fields.text("negative_prompt", limit=_PROMPT_LIMIT),
         width=width,
         height=height,
@@ -83,16 +94,33 @@ def read_text2img(fields: Fields, options: Options) -> Text2Img:
         scheduler=fields.text("scheduler", limit=_NAME_LIMIT),
         sigmas=_read_sigmas(fields),
         algorithm_type=parse_algorithm(fields.text("algorithm_type", limit=_NAME_LIMIT)),
+        strength=None if task is Task.TEXT2IMG else fields.number("strength", "prompt_strength"),
+        true_cfg=fields.number("true_cfg_scale"),
         reproducible=fields.flag("reproducible"),
     )
-    return Text2Img(
+    return Call(
+        task=task,
         draft=draft,
+        pictures=pictures,
         model=fields.text("model_id", limit=_NAME_LIMIT),
         webhook=fields.text("webhook", limit=_URL_LIMIT),
         track_id=fields.scalar("track_id", limit=_NAME_LIMIT),
         instant=fields.flag("instant_response") or False,
-        unapplied=tuple(find_unapplied(fields)),
+        unapplied=(*find_unapplied(fields, applied=pictures), *_find_surplus(fields, pictures)),
     )
+
+
+def _read_picture(fields: Fields, name: str) -> str:
+    source = fields.picture(name, *_ALIASES.get(name, ()))
+    if source is None:
+        raise InvalidRequest(f"{name} is required", field=name)
+    return source
+
+
+def _find_surplus(fields: Fields, names: Collection[str]) -> list[str]:
+    """Clients of newer endpoints send lists of pictures; more than the first is not drawn from."""
+    found = {name: fields.raw(name, *_ALIASES.get(name, ())) for name in names}
+    return [f"{name} after the first" for name, value in found.items() if isinstance(value, list) and len(value) > 1]
 
 
 def _read_sigmas(fields: Fields) -> Sigmas | None:
@@ -115,27 +143,48 @@ def _described(kind: str, description: str, **more: Any) -> dict[str, Any]:
     return {"type": kind, "description": description, **more}
 
 
-#: For /openapi.json; the routes read their bodies themselves, because clients send them in five ways.
-TEXT2IMG_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "required": ["prompt"],
-    "properties": {
-        "key": _described("string", "API key; a header or the query may hold it instead."),
-        "model_id": _described("string", "Model id or alias."),
-        "prompt": _described("string", "What to draw.", maxLength=_PROMPT_LIMIT),
-        "negative_prompt": _described("string", "What to avoid."),
-        "width": _described("integer", "Pixels; rounded down to a multiple of 8 (Flux 16).", default=512),
-        "height": _described("integer", "Pixels; rounded down to a multiple of 8 (Flux 16).", default=512),
-        "samples": _described("integer", "Number of images.", default=1, minimum=1, maximum=4),
-        "num_inference_steps": _described("integer", "Denoising steps; more than the limit is capped.", default=31),
-        "guidance_scale": _described("number", "Classifier-free guidance.", default=7.5, minimum=1, maximum=20),
-        "seed": _described("integer", "Image i uses seed + i; left out: random."),
-        "scheduler": _described("string", "Name of a diffusers scheduler, or AUTOMATIC1111's name for it."),
-        "use_karras_sigmas": _described("string", "yes or no; left out: as the scheduler is configured."),
-        "algorithm_type": _described("string", "For DPM solvers: dpmsolver++, sde-dpmsolver++ …"),
-        "reproducible": _described("boolean", "Extension: bit-equal whatever else is being drawn."),
-        "instant_response": _described("string", "yes: answer at once with status processing."),
-        "webhook": _described("string", "URL that is told when the images are done."),
-        "track_id": _described("string", "Comes back in answers and in the webhook."),
+_PROPERTIES: dict[str, Any] = {
+    "key": _described("string", "API key; a header or the query may hold it instead."),
+    "model_id": _described("string", "Model id or alias."),
+    "prompt": _described("string", "What to draw.", maxLength=_PROMPT_LIMIT),
+    "negative_prompt": _described("string", "What to avoid."),
+    "width": _described("integer", "Pixels; rounded down to a multiple of 8 (Flux 16).", default=512),
+    "height": _described("integer", "Pixels; rounded down to a multiple of 8 (Flux 16).", default=512),
+    "samples": _described("integer", "Number of images.", default=1, minimum=1, maximum=4),
+    "num_inference_steps": _described("integer", "Denoising steps; more than the limit is capped.", default=31),
+    "guidance_scale": _described("number", "Classifier-free guidance.", default=7.5, minimum=1, maximum=20),
+    "true_cfg_scale": _described("number", "Flux: a second forward with the negative prompt.", default=1, maximum=10),
+    "seed": _described("integer", "Image i uses seed + i; left out: random."),
+    "scheduler": _described("string", "Name of a diffusers scheduler, or AUTOMATIC1111's name for it."),
+    "use_karras_sigmas": _described("string", "yes or no; left out: as the scheduler is configured."),
+    "algorithm_type": _described("string", "For DPM solvers: dpmsolver++, sde-dpmsolver++ …"),
+    "reproducible": _described("boolean", "Extension: bit-equal whatever else is being drawn."),
+    "instant_response": _described("string", "yes: answer at once with status processing."),
+    "webhook": _described("string", "URL that is told when the images are done."),
+    "track_id": _described("string", "Comes back in answers and in the webhook."),
+}
+_STRENGTH = _described("number", "Share of the noise that is added and of the steps drawn.", default=0.7, maximum=1)
+_PICTURE = "PNG, JPEG or WebP as URL, data URI or base64, at most 25 MiB, 8192 pixels a side, 16.8 million in all."
+#: What the tasks with pictures have beside or instead of the properties above.
+_MORE: dict[Task, dict[str, Any]] = {
+    Task.TEXT2IMG: {},
+    Task.IMG2IMG: {
+        "init_image": _described("string", f"What to start from: {_PICTURE}"),
+        "width": _described("integer", "Holds with height only; left out: the init image's, inside the limits."),
+        "height": _described("integer", "Holds with width only; left out: the init image's, inside the limits."),
+        "strength": _STRENGTH,
+    },
+    Task.INPAINT: {
+        "init_image": _described("string", f"What to repaint: {_PICTURE}"),
+        "mask_image": _described("string", "White is repainted, black and transparent is kept; as init_image."),
+        "width": _described("integer", "Pixels; left out: the init image's, inside the limits."),
+        "height": _described("integer", "Pixels; left out: the init image's, inside the limits."),
+        "strength": _STRENGTH,
     },
 }
+
+
+def json_schema(task: Task) -> dict[str, Any]:
+    """For /openapi.json; the routes read their bodies themselves, because clients send them in five ways."""
+    required = [*NEEDED[task]] or ["prompt"]
+    return {"type": "object", "required": required, "properties": _PROPERTIES | _MORE[task]}

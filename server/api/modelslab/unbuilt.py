@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from server.api.modelslab.coerce import Fields, as_flag, as_number
@@ -72,11 +73,10 @@ UNBUILT: tuple[Unbuilt, ...] = (
     # Flux only; the neutral values are the documented defaults.
     Unbuilt(name="injected_noise_alpha", neutral=(0.75,)),
     Unbuilt(name="sigma_threshold", neutral=(0.45,)),
-    Unbuilt(name="true_cfg_scale", neutral=(1,)),
     Unbuilt(name="use_cfg_zero_star", neutral=("true", "yes", 1)),
     Unbuilt(name="use_zero_init"),
     Unbuilt(name="zero_steps"),
-    # Of other endpoints, and sent here by mistake.
+    # Of some endpoints, and sent to another one by mistake.
     Unbuilt(name="init_image", aliases=("image",)),
     Unbuilt(name="init_image_2"),
     Unbuilt(name="mask_image"),
@@ -90,6 +90,6 @@ def used_options() -> dict[str, str | float | None]:
     return {option.meta: option.used for option in UNBUILT if option.meta}
 
 
-def find_unapplied(fields: Fields) -> list[str]:
-    """The names of the options that the call asks for."""
-    return [option.name for option in UNBUILT if option.asked(fields)]
+def find_unapplied(fields: Fields, *, applied: Collection[str] = ()) -> list[str]:
+    """The names of the options that the call asks for, without those that this endpoint knows."""
+    return [option.name for option in UNBUILT if option.name not in applied and option.asked(fields)]

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.draft import Defaults, ImageDraft, complete, fit
+from pipelines.draft import Defaults, ImageDraft, complete, fit, least_strength, scale_into
+from pipelines.errors import InvalidRequest
 from pipelines.model import Limits, ModelSpec
-from pipelines.request import ImageRequest, Sigmas
+from pipelines.request import ImageRequest, Sigmas, Task
 
 MODEL = ModelSpec(id="sd15", family="sd15", folder=Path("sd15"))
 FALLBACK = Defaults(width=512, height=512, steps=31, guidance=7.5, max_steps=50, min_guidance=1, max_guidance=20)
@@ -88,6 +89,112 @@ def test_every_size_ends_inside_the_limits(width: int, height: int, multiple: in
 @given(st.integers(64, 1024), st.integers(64, 1024))
 def test_a_size_that_fits_is_only_rounded_down(width: int, height: int) -> None:
     assert fit(width, height, Limits()) == (width // 8 * 8, height // 8 * 8)
+
+
+# Input images
+
+IMG2IMG = replace(DRAFT, image="a" * 64, image_size=(320, 200))
+INPAINT = replace(IMG2IMG, mask="b" * 64)
+
+
+def size_of(draft: ImageDraft, limits: Limits = MODEL.limits) -> tuple[int, int, tuple[str, ...]]:
+    completed = complete(draft, replace(MODEL, width=768, height=768, limits=limits), FALLBACK)
+    return completed.request.width, completed.request.height, completed.warnings
+
+
+def test_the_inputs_go_into_the_request() -> None:
+    request = complete(replace(INPAINT, strength=0.5), MODEL, FALLBACK).request
+    assert (request.image, request.mask, request.strength) == ("a" * 64, "b" * 64, 0.5)
+    assert [complete(draft, MODEL, FALLBACK).request.task for draft in (DRAFT, IMG2IMG, INPAINT)] == list(Task)
+
+
+def test_the_size_is_the_inputs_unless_another_is_asked_for() -> None:
+    assert size_of(IMG2IMG) == (320, 200, ())
+    assert size_of(INPAINT) == (320, 200, ())
+    assert size_of(replace(IMG2IMG, width=128, height=64)) == (128, 64, ())
+    assert size_of(replace(INPAINT, width=128)) == (128, 200, ())
+    assert size_of(replace(INPAINT, height=67)) == (320, 64, ("height 67 was lowered to 64.",))
+    assert size_of(replace(INPAINT, width=0)) == (64, 200, ("width 0 was raised to 64.",))
+
+
+def test_one_side_alone_does_not_distort_img2img() -> None:
+    assert size_of(replace(IMG2IMG, width=128)) == (320, 200, ("width 128 was not used: it needs the other side.",))
+
+
+@pytest.mark.parametrize(
+    ("size", "limits", "fitted"),
+    [
+        ((321, 207), Limits(), (320, 200)),
+        ((321, 207), Limits(multiple=16), (320, 192)),
+        ((4000, 1000), Limits(), (1024, 256)),
+        ((2000, 2000), Limits(max_side=4096, max_pixels=512 * 512), (512, 512)),
+        ((10, 20), Limits(), (64, 128)),
+        ((1, 1), Limits(min_side=256), (256, 256)),
+        ((1, 8192), Limits(), (64, 1024)),
+    ],
+)
+def test_an_input_is_scaled_as_a_whole(size: tuple[int, int], limits: Limits, fitted: tuple[int, int]) -> None:
+    warning = f"The input's size {size[0]} x {size[1]} was changed to {fitted[0]} x {fitted[1]}."
+    assert size_of(replace(IMG2IMG, image_size=size), limits) == (*fitted, (warning,))
+
+
+@given(st.integers(1, 8192), st.integers(1, 8192), st.sampled_from([8, 16, 64]))
+def test_every_input_ends_inside_the_limits(width: int, height: int, multiple: int) -> None:
+    limits = Limits(min_side=72, max_side=2048, max_pixels=1024 * 1024, multiple=multiple)
+    fitted = scale_into(width, height, limits)
+    assert all(side % multiple == 0 and 72 <= side <= 2048 for side in fitted)
+    assert fitted[0] * fitted[1] <= limits.max_pixels
+
+
+@pytest.mark.parametrize("steps", range(1, 151))
+def test_the_least_strength_draws_one_step(steps: int) -> None:
+    strength = least_strength(steps)
+    assert int(steps * strength) == 1
+    # Flux counts the steps that it leaves out.
+    assert int(steps - steps * strength) == steps - 1
+    assert strength == pytest.approx(1 / steps)
+
+
+@pytest.mark.parametrize(
+    ("asked", "used", "warnings"),
+    [
+        (None, 0.7, ()),
+        (0.3, 0.3, ()),
+        (1.0, 1.0, ()),
+        (1.5, 1.0, ("strength 1.5 was lowered to 1.",)),
+        (0.0, 0.25, ("strength 0 was raised to 0.25.",)),
+        (0.2, 0.25, ("strength 0.2 was raised to 0.25.",)),
+    ],
+)
+def test_strength_is_clamped(asked: float | None, used: float, warnings: tuple[str, ...]) -> None:
+    completed = complete(replace(IMG2IMG, strength=asked, steps=4), MODEL, FALLBACK)
+    assert (completed.request.strength, completed.warnings) == (used, warnings)
+
+
+def test_text2img_has_no_strength() -> None:
+    assert complete(replace(DRAFT, strength=0.3), MODEL, FALLBACK).request.strength == 1.0
+
+
+def test_true_cfg_needs_a_distilled_family_and_a_negative_prompt() -> None:
+    flux = replace(MODEL, id="flux", family="flux")
+    asked = replace(DRAFT, true_cfg=4.0, negative_prompt="blurry")
+    cases = [
+        (asked, flux, 4.0, ()),
+        (replace(asked, true_cfg=99.0), flux, 10.0, ("true_cfg 99 was lowered to 10.",)),
+        (replace(asked, true_cfg=0.5), flux, 1.0, ()),
+        (replace(asked, negative_prompt=None), flux, 1.0, ("true_cfg was not used: it needs a negative prompt.",)),
+        (asked, MODEL, 1.0, ("true_cfg was not used: sd15 has classifier-free guidance of its own.",)),
+    ]
+    for draft, model, used, warnings in cases:
+        completed = complete(draft, model, FALLBACK)
+        assert (completed.request.true_cfg, completed.warnings) == (used, warnings)
+
+
+def test_a_task_that_the_model_does_not_do_is_refused() -> None:
+    fill = replace(MODEL, id="flux-fill", tasks=frozenset({Task.INPAINT}))
+    assert complete(INPAINT, fill, FALLBACK).request.task is Task.INPAINT
+    with pytest.raises(InvalidRequest, match=r"^flux-fill draws inpaint, not img2img\.$"):
+        complete(IMG2IMG, fill, FALLBACK)
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import httpcore2
 import pytest
 
-from server.errors import RefusedAddress
+from server.errors import BodyTooLarge, RefusedAddress
 from server.net import Allowed, Answer, Guard, _checked, is_public
 
 REFUSED = """
@@ -241,6 +242,182 @@ async def test_a_receiver_that_never_answers_runs_into_the_deadline() -> None:
             await post(Guard(["127.0.0.1"]), f"http://127.0.0.1:{port}/", timeout_s=0.2)
     assert isinstance(caught.value.__cause__, TimeoutError)
     assert len(received) == 1
+
+
+# Pictures
+
+
+def http(status: str, body: bytes = b"", **headers: str) -> bytes:
+    """An answer whose length is told."""
+    lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
+
+
+class Site:
+    """A server on 127.0.0.1 that answers each path with given bytes, then holds the connection or closes it."""
+
+    def __init__(self, hold: bool = False) -> None:
+        self.answers: dict[str, bytes] = {}
+        self.heads: list[str] = []
+        self.port = 0
+        self._hold = hold
+
+    def url(self, path: str = "/", login: str = "") -> str:
+        return f"http://{login}127.0.0.1:{self.port}{path}"
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        self.heads.append(head)
+        with suppress(ConnectionError):
+            writer.write(self.answers[head.split(" ", 2)[1]])
+            await writer.drain()
+            if self._hold:
+                await reader.read()
+            writer.close()
+            await writer.wait_closed()
+
+
+@asynccontextmanager
+async def site(hold: bool = False, **answers: bytes) -> AsyncIterator[Site]:
+    """Paths are given without their slash; more can be added to ``answers``."""
+    running = Site(hold)
+    running.answers = {f"/{path}": answer for path, answer in answers.items()}
+    server = await asyncio.start_server(running.serve, "127.0.0.1", 0)
+    async with server:
+        running.port = server.sockets[0].getsockname()[1]
+        yield running
+
+
+LOCAL = Guard(["127.0.0.1"])
+UNREACHABLE = "The address in the URL cannot be reached: 127.0.0.1"
+
+
+async def refused(guard: Guard, url: str, *, timeout_s: float = 5.0) -> BaseException | None:
+    """Refused with the one text that tells nothing; the cause, which is for the log."""
+    with pytest.raises(RefusedAddress) as caught:
+        await guard.get(url, max_bytes=100, timeout_s=timeout_s)
+    assert str(caught.value) == UNREACHABLE
+    return caught.value.__cause__
+
+
+@pytest.mark.anyio
+async def test_a_body_is_fetched_with_plain_headers() -> None:
+    async with site(a=http("200 OK", b"x" * 100)) as there:
+        assert await LOCAL.get(there.url("/a"), max_bytes=100, accept="image/png") == b"x" * 100
+    lines = there.heads[0].lower().splitlines()
+    assert lines[0] == "get /a http/1.1"
+    assert sorted(line for line in lines[1:] if line) == [
+        "accept-encoding: identity",
+        "accept: image/png",
+        f"host: 127.0.0.1:{there.port}",
+        "user-agent: latentd",
+    ]
+
+
+@pytest.mark.anyio
+async def test_three_redirects_are_followed_and_four_are_not() -> None:
+    async with site(end=http("200 OK", b"here"), c=http("307 x", Location="/end")) as there:
+        there.answers["/b"] = http("302 x", Location=there.url("/c"))
+        there.answers["/a"] = http("301 x", Location="b")
+        there.answers["/over"] = http("308 x", Location="/a")
+        assert await LOCAL.get(there.url("/a"), max_bytes=9) == b"here"
+        await refused(LOCAL, there.url("/over"))
+
+
+@pytest.mark.anyio
+async def test_a_redirect_into_the_network_is_refused_like_any_address() -> None:
+    async with site(secret=http("200 OK", b"credentials")) as inside, site() as outside:
+        guard = Guard([f"127.0.0.1:{outside.port}", "rebind.example"], resolve=Resolver(["10.0.0.1"]))
+        for target in (inside.url("/secret"), f"http://inner.example:{inside.port}/secret", "http://0x7f.1/secret"):
+            outside.answers["/hop"] = http("302 x", Location="/hop2")
+            outside.answers["/hop2"] = http("302 x", Location=target)
+            await refused(guard, outside.url("/hop"))
+    assert inside.heads == []
+
+
+@pytest.mark.anyio
+async def test_every_hop_resolves_for_itself_and_dials_what_was_judged() -> None:
+    resolve = Resolver(["127.0.0.1"], ["10.0.0.1"])
+    async with site(secret=http("200 OK", b"credentials")) as there:
+        there.answers["/hop"] = http("302 x", Location=f"http://rebind.example:{there.port}/secret")
+        guard = Guard(["127.0.0.1"], resolve=resolve)
+        with pytest.raises(RefusedAddress, match="rebind"):
+            await guard.get(f"http://rebind.example:{there.port}/hop", max_bytes=100)
+    assert (resolve.asked, len(there.heads)) == (2, 1)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "location", ["", "file:///etc/passwd", "ftp://127.0.0.1/", "http://[", "//", "http://a:99999/"]
+)
+async def test_a_redirect_that_leads_nowhere_is_refused(location: str) -> None:
+    async with site(a=http("302 x", Location=location)) as there:
+        await refused(Guard(["127.0.0.1"]), there.url("/a"))
+
+
+@pytest.mark.anyio
+async def test_a_redirect_may_hold_bytes_beyond_ascii() -> None:
+    async with site(a=http("302 x", Location="/ü%20".encode().decode("latin-1"))) as there:
+        there.answers["/%C3%BC%20"] = http("200 OK", b"here")
+        assert await LOCAL.get(there.url("/a"), max_bytes=9) == b"here"
+
+
+@pytest.mark.anyio
+async def test_credentials_stay_with_the_origin_they_were_given_for() -> None:
+    async with site(end=http("200 OK")) as other, site() as first:
+        first.answers["/a"] = http("302 x", Location="/b")
+        first.answers["/b"] = http("302 x", Location=other.url("/end", login="planted:there@"))
+        await LOCAL.get(first.url("/a", login="user:pass@"), max_bytes=9)
+    sent = ["authorization: basic" in head.lower() for head in (*first.heads, *other.heads)]
+    assert sent == [True, True, False]
+
+
+@pytest.mark.anyio
+async def test_bytes_are_counted_whatever_length_is_told() -> None:
+    endless = b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 101
+    chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n65\r\n" + b"x" * 101
+    told = b"HTTP/1.1 200 OK\r\nContent-Length: 101\r\n\r\n"
+    async with site(hold=True, endless=endless, chunked=chunked, told=told) as there:
+        for path in there.answers:
+            with pytest.raises(BodyTooLarge, match="larger than 100 bytes"):
+                await LOCAL.get(there.url(path), max_bytes=100)
+
+
+@pytest.mark.anyio
+async def test_a_drip_runs_into_the_deadline_of_the_whole() -> None:
+    async with site(hold=True, a=b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nx", b=b"HTTP/1.1 2") as there:
+        for path in there.answers:
+            assert isinstance(await refused(LOCAL, there.url(path), timeout_s=0.2), TimeoutError)
+
+
+@pytest.mark.anyio
+async def test_anything_but_a_plain_200_reads_the_same_and_shows_nothing() -> None:
+    answers = {
+        "missing": http("404 Not Found", b"internal details"),
+        "failed": http("500 No", b"internal details"),
+        "empty": http("204 No"),
+        "unmodified": http("304 Same"),
+        "partial": http("206 Part", b"x"),
+        "gzip": http("200 OK", b"\x1f\x8b", Content_Encoding="gzip"),
+        "both": http("200 OK", b"x", Content_Encoding="identity, br"),
+        "short": b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nx",
+        "length": b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n",
+        "junk": b"\x00\x01\x02\r\n\r\n",
+        "silent": b"",
+    }
+    async with site() as there:
+        there.answers = {f"/{path}": answer for path, answer in answers.items()}
+        for path in there.answers:
+            await refused(LOCAL, there.url(path))
+
+
+@pytest.mark.anyio
+async def test_names_are_looked_up_in_threads_of_their_own() -> None:
+    async with site(a=http("200 OK", b"here")) as there:
+        guard = Guard(["localhost"])
+        assert await guard.get(f"http://localhost:{there.port}/a", max_bytes=9) == b"here"
+    assert any(thread.name.startswith("dns") for thread in threading.enumerate())
 
 
 class Stream(httpcore2.AsyncNetworkStream):

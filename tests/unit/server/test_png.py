@@ -37,6 +37,13 @@ def test_flat_and_strided_pictures_come_back_exactly() -> None:
     assert np.array_equal(np.asarray(decode(encode_png(strided))), strided)
 
 
+def test_grey_comes_back_exactly() -> None:
+    grey = noise(13, 31)[:, :, 0]
+    image = decode(encode_png(grey))
+    assert (image.mode, image.size) == ("L", (31, 13))
+    assert np.array_equal(np.asarray(image), grey)
+
+
 def test_text_is_kept_in_any_script() -> None:
     text = {"prompt": "a café", "Software": "latentd", "note": "猫 🐈", "long": "x" * 100_000}
     with Image.open(io.BytesIO(encode_png(noise(2, 2), text))) as image:
@@ -56,7 +63,13 @@ def test_keywords_against_the_standard_are_refused(keyword: str) -> None:
 
 @pytest.mark.parametrize(
     "pixels",
-    [np.zeros((2, 2, 4), np.uint8), np.zeros((2, 2), np.uint8), np.zeros((2, 2, 3)), np.zeros((0, 2, 3), "u1")],
+    [
+        np.zeros((2, 2, 4), np.uint8),
+        np.zeros((2, 2, 1), np.uint8),
+        np.zeros(4, np.uint8),
+        np.zeros((2, 2, 3)),
+        np.zeros((0, 2, 3), np.uint8),
+    ],
 )
 def test_other_arrays_are_refused(pixels: NDArray[np.uint8]) -> None:
     with pytest.raises(ValueError, match="not uint8"):
