@@ -21,6 +21,7 @@ import torch
 
 from pipelines import demo
 from pipelines.base import Row
+from pipelines.host import Host
 from pipelines.model import ModelSpec
 from pipelines.quiet import quiet_libraries
 from pipelines.request import ImageRequest
@@ -155,7 +156,7 @@ def measure(checkpoint: Path, rounds: int) -> None:
     from diffusers import StableDiffusionPipeline
 
     spec = ModelSpec(id="sd15", family="sd15", folder=checkpoint)
-    pipeline = StableDiffusion15.load(spec, torch.device("cpu"), slots=2 * max(ROWS))
+    pipeline = StableDiffusion15.load(spec, Host(device=torch.device("cpu"), slots=2 * max(ROWS)))
     stock = StableDiffusionPipeline.from_pretrained(str(checkpoint), local_files_only=True, safety_checker=None)
     stock.set_progress_bar_config(disable=True)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {STEPS} steps, guidance on\n")

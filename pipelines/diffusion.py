@@ -57,7 +57,7 @@ class DiffusionPipeline(Pipeline):
         self.scheduler_config = dict(scheduler_config)
         self._scheduler = scheduler or str(scheduler_config["_class_name"])
         self.sources = Sources(read_input, self._posterior)
-        self._pools: dict[LaneKey, SlotPool] = {}
+        self.pools: dict[LaneKey, SlotPool] = {}
         self._flags = FiniteFlags()
         self._alone = itertools.count(1)
 
@@ -171,13 +171,17 @@ class DiffusionPipeline(Pipeline):
         """See ``Pipeline.enter``."""
         assert isinstance(row, DiffusionRow)
         with translated_memory_errors(self.device):
-            pool = self._pools.get(row.lane)
+            pool = self.pools.get(row.lane)
             if pool is None:
                 capacity = 1 if row.lane.alone else self.slots
                 pool = SlotPool(capacity, row.lane.shape, self.device, channel_axis=self.channel_axis)
-                self._pools[row.lane] = pool
-            row.slot = pool.take(row.encoded.positive, row.encoded.negative)
-            self._begin(row, pool)
+                self.pools[row.lane] = pool
+            try:
+                row.slot = pool.take(row.encoded.positive, row.encoded.negative)
+                self._begin(row, pool)
+            except BaseException:
+                self.leave(row)
+                raise
 
     def _begin(self, row: DiffusionRow, pool: SlotPool) -> None:
         """Makes the first draws, in stock's order, and puts what the row starts from into its slot."""
@@ -212,23 +216,22 @@ class DiffusionPipeline(Pipeline):
     def leave(self, row: Row) -> None:
         """See ``Pipeline.leave``."""
         assert isinstance(row, DiffusionRow)
-        if row.slot is None:
-            return
         self._flags.forget(row)
-        self._pools[row.lane].give(row.slot)
-        row.slot = None
+        if row.slot is not None:
+            self.pools[row.lane].give(row.slot)
+            row.slot = None
         if row.lane.alone:
-            del self._pools[row.lane]
-        idle = [lane for lane, pool in self._pools.items() if pool.empty]
+            self.pools.pop(row.lane, None)
+        idle = [lane for lane, pool in self.pools.items() if pool.empty]
         for lane in idle[: max(0, len(idle) - IDLE_POOLS)]:
-            del self._pools[lane]
+            del self.pools[lane]
 
     @torch.inference_mode()
     def step(self, rows: Sequence[Row]) -> list[Row]:
         """See ``Pipeline.step``."""
         moving = [row for row in rows if isinstance(row, DiffusionRow)]
         lane = moving[0].lane
-        pool = self._pools[lane]
+        pool = self.pools[lane]
         with translated_memory_errors(self.device):
             self._draw_ahead(pool, moving)
             block = StepBlock(entries=sum(row.entries for row in moving), rows=len(moving), device=self.device)
@@ -271,7 +274,7 @@ class DiffusionPipeline(Pipeline):
 
     def _decode_rows(self, rows: Sequence[DiffusionRow]) -> list[Pixels | Error]:
         lane = rows[0].lane
-        pool = self._pools[lane]
+        pool = self.pools[lane]
         try:
             with translated_memory_errors(self.device):
                 slots = torch.tensor([row.occupied for row in rows], device=self.device)
@@ -289,6 +292,6 @@ class DiffusionPipeline(Pipeline):
 
     def close(self) -> None:
         """See ``Pipeline.close``."""
-        self._pools.clear()
+        self.pools.clear()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -14,8 +14,8 @@ from pipelines.device import pick_dtype
 from pipelines.diffusion import DiffusionPipeline
 from pipelines.draws import Kind
 from pipelines.errors import BrokenCheckpoint, Error
+from pipelines.host import Host
 from pipelines.images import Posterior
-from pipelines.inputs import ReadInput
 from pipelines.model import ModelSpec
 from pipelines.placement import Part, Placement
 from pipelines.prompt import Embedding, EmbeddingCache, TextEncoder, encode_texts
@@ -91,14 +91,18 @@ class Flux(DiffusionPipeline):
         self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
 
     @classmethod
-    def load(cls, spec: ModelSpec, device: torch.device, slots: int, read_input: ReadInput | None = None) -> Self:
+    def load(cls, spec: ModelSpec, host: Host) -> Self:
         """From a checkpoint; BrokenCheckpoint says which file is wrong and how."""
         from diffusers import AutoencoderKL, FluxTransformer2DModel
         from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
-        placement = Placement(spec.offload, device)
-        dtype = pick_dtype(spec.dtype, device)
-        checkpoint = Checkpoint(spec.id, spec.folder, dtype=dtype, device=placement.loading_device)
+        placement = Placement(spec.offload, host.device)
+        checkpoint = Checkpoint.open(
+            spec,
+            dtype=pick_dtype(spec.dtype, host.device),
+            device=placement.loading_device,
+            shared=host.shared_for(spec.offload),
+        )
         checkpoint.check_class(CLASSES)
         transformer = checkpoint.load_module("transformer", FluxTransformer2DModel)
         features = transformer.config.in_channels
@@ -122,8 +126,8 @@ class Flux(DiffusionPipeline):
             scheduler=spec.scheduler or _own_scheduler(checkpoint),
             dtype=checkpoint.dtype,
             placement=placement,
-            slots=slots,
-            read_input=read_input,
+            slots=host.slots,
+            read_input=host.read_input,
         )
 
     def latent_shape(self, request: ImageRequest) -> tuple[int, int, int]:

@@ -29,6 +29,21 @@ RESIDENT: dict[Offload, frozenset[Part]] = {
 }
 
 
+#: A component's folder -> the part it belongs to.
+PARTS = {
+    "unet": Part.DENOISER,
+    "transformer": Part.DENOISER,
+    "vae": Part.VAE,
+    "text_encoder": Part.ENCODERS,
+    "text_encoder_2": Part.ENCODERS,
+}
+
+
+def resident_components(mode: Offload) -> frozenset[str]:
+    """Folders of the components whose weights stay on the device."""
+    return frozenset(name for name, part in PARTS.items() if part in RESIDENT[mode])
+
+
 class Placement:
     """The parts of one model. The device thread alone uses it."""
 

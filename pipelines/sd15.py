@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
-import torch
 from torch import Tensor
 
 from pipelines.checkpoint import Checkpoint
 from pipelines.device import pick_dtype
 from pipelines.errors import Error
-from pipelines.inputs import ReadInput
+from pipelines.host import Host
 from pipelines.model import ModelSpec
 from pipelines.placement import Part, Placement
 from pipelines.prompt import Embedding, EmbeddingCache, TextEncoder, encode_texts
 from pipelines.request import ImageRequest
 from pipelines.rows import Encoded
 from pipelines.step import Conditioning
-from pipelines.unet import UNetPipeline, kind_of, load_vae
+from pipelines.unet import UNetPipeline, kind_of
 
 #: What ``model_index.json`` may name.
 CLASSES = (
@@ -39,28 +38,32 @@ class StableDiffusion15(UNetPipeline):
         self.cache = EmbeddingCache()
 
     @classmethod
-    def load(cls, spec: ModelSpec, device: torch.device, slots: int, read_input: ReadInput | None = None) -> Self:
+    def load(cls, spec: ModelSpec, host: Host) -> Self:
         """From a checkpoint; BrokenCheckpoint says which file is wrong and how."""
         from diffusers import AutoencoderKL, UNet2DConditionModel
         from transformers import CLIPTextModel, CLIPTokenizer
 
-        placement = Placement(spec.offload, device)
-        dtype = pick_dtype(spec.dtype, device)
-        checkpoint = Checkpoint(spec.id, spec.folder, dtype=dtype, device=placement.loading_device)
+        placement = Placement(spec.offload, host.device)
+        checkpoint = Checkpoint.open(
+            spec,
+            dtype=pick_dtype(spec.dtype, host.device),
+            device=placement.loading_device,
+            shared=host.shared_for(spec.offload),
+        )
         checkpoint.check_class(CLASSES)
         unet = checkpoint.load_module("unet", UNet2DConditionModel)
         tokenizer = checkpoint.load_tokenizer("tokenizer", CLIPTokenizer)
         return cls(
             unet=unet,
-            vae=load_vae(checkpoint, AutoencoderKL),
+            vae=checkpoint.load_module("vae", AutoencoderKL),
             text_encoder=TextEncoder(tokenizer, checkpoint.load_module("text_encoder", CLIPTextModel)),
             kind=kind_of(unet, checkpoint),
             scheduler_config=checkpoint.scheduler_config(),
             scheduler=spec.scheduler,
             dtype=checkpoint.dtype,
             placement=placement,
-            slots=slots,
-            read_input=read_input,
+            slots=host.slots,
+            read_input=host.read_input,
         )
 
     def encode(self, requests: Sequence[ImageRequest]) -> list[Encoded | Error]:

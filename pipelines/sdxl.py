@@ -11,14 +11,14 @@ from torch import Tensor
 from pipelines.checkpoint import Checkpoint
 from pipelines.device import pick_dtype
 from pipelines.errors import Error
-from pipelines.inputs import ReadInput
+from pipelines.host import Host
 from pipelines.model import ModelSpec
 from pipelines.placement import Part, Placement
 from pipelines.prompt import Embedding, EmbeddingCache, TextEncoder, encode_texts
 from pipelines.request import ImageRequest
 from pipelines.rows import Encoded
 from pipelines.step import Conditioning
-from pipelines.unet import UNetPipeline, kind_of, load_vae
+from pipelines.unet import UNetPipeline, kind_of
 
 #: What ``model_index.json`` may name.
 CLASSES = (
@@ -26,6 +26,12 @@ CLASSES = (
     "StableDiffusionXLImg2ImgPipeline",
     "StableDiffusionXLInpaintPipeline",
 )
+
+
+def _vae_dtype(checkpoint: Checkpoint) -> torch.dtype:
+    """The model's, but float32 for a VAE that overflows in float16 and says so (diffusers' default)."""
+    overflows = bool(checkpoint.read_json("vae/config.json").get("force_upcast", True))
+    return torch.float32 if overflows and checkpoint.dtype is torch.float16 else checkpoint.dtype
 
 
 class StableDiffusionXL(UNetPipeline):
@@ -45,20 +51,24 @@ class StableDiffusionXL(UNetPipeline):
         self.cache = EmbeddingCache()
 
     @classmethod
-    def load(cls, spec: ModelSpec, device: torch.device, slots: int, read_input: ReadInput | None = None) -> Self:
+    def load(cls, spec: ModelSpec, host: Host) -> Self:
         """From a checkpoint; BrokenCheckpoint says which file is wrong and how."""
         from diffusers import AutoencoderKL, UNet2DConditionModel
         from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-        placement = Placement(spec.offload, device)
-        dtype = pick_dtype(spec.dtype, device)
-        checkpoint = Checkpoint(spec.id, spec.folder, dtype=dtype, device=placement.loading_device)
+        placement = Placement(spec.offload, host.device)
+        checkpoint = Checkpoint.open(
+            spec,
+            dtype=pick_dtype(spec.dtype, host.device),
+            device=placement.loading_device,
+            shared=host.shared_for(spec.offload),
+        )
         checkpoint.check_class(CLASSES)
         unet = checkpoint.load_module("unet", UNet2DConditionModel)
         index = checkpoint.read_json("model_index.json")
         return cls(
             unet=unet,
-            vae=load_vae(checkpoint, AutoencoderKL),
+            vae=checkpoint.load_module("vae", AutoencoderKL, dtype=_vae_dtype(checkpoint)),
             text_encoder=TextEncoder(
                 checkpoint.load_tokenizer("tokenizer", CLIPTokenizer),
                 checkpoint.load_module("text_encoder", CLIPTextModel),
@@ -73,8 +83,8 @@ class StableDiffusionXL(UNetPipeline):
             scheduler=spec.scheduler,
             dtype=checkpoint.dtype,
             placement=placement,
-            slots=slots,
-            read_input=read_input,
+            slots=host.slots,
+            read_input=host.read_input,
         )
 
     def encode(self, requests: Sequence[ImageRequest]) -> list[Encoded | Error]:

@@ -61,10 +61,12 @@ class SlotPool:
 
     def take(self, positive: Mapping[str, Tensor], negative: Mapping[str, Tensor] | None) -> int:
         """Reserves a clean slot and writes its conditioning (without an entry axis); IndexError when full."""
-        slot = self._free.pop()
         for name, value in positive.items():
             if name not in self.conditioning:
                 self.conditioning[name] = value.new_zeros(2 * (self.capacity + 1), *value.shape, device=self.device)
+        # Only now: a pool without memory must not lose the slot as well.
+        slot = self._free.pop()
+        for name, value in positive.items():
             self.conditioning[name][2 * slot].copy_(value)
             if negative is not None:
                 self.conditioning[name][2 * slot + 1].copy_(negative[name])

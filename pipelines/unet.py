@@ -33,14 +33,6 @@ def kind_of(unet: Any, checkpoint: Checkpoint) -> Kind:
     return KINDS[channels]
 
 
-def load_vae(checkpoint: Checkpoint, cls: Any) -> Any:
-    """The VAE in the model's dtype; one that asks for it (SDXL's) in float32 where that dtype is float16."""
-    vae = checkpoint.load_module("vae", cls)
-    if checkpoint.dtype is torch.float16 and vae.config.force_upcast:
-        vae.to(torch.float32)
-    return vae
-
-
 def guidance_embedding(scale: float, width: int) -> Tensor:
     """(width,) float32: the sinusoidal embedding of a guidance scale that LCM UNets take instead of a negative prompt.
 

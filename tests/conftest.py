@@ -45,7 +45,8 @@ def sd15(sd15_folder: Path) -> StableDiffusion15:
     """Our pipeline on the demo checkpoint; tests take out the rows they put in."""
     import torch
 
+    from pipelines.host import Host
     from pipelines.sd15 import StableDiffusion15
 
     spec = ModelSpec(id="sd15", family="sd15", folder=sd15_folder)
-    return StableDiffusion15.load(spec, torch.device("cpu"), slots=64)
+    return StableDiffusion15.load(spec, Host(device=torch.device("cpu"), slots=64))

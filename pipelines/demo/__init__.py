@@ -5,9 +5,9 @@ They draw coloured mosaics, not what the prompt says; but prompt, seed, guidance
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 
 
@@ -17,14 +17,15 @@ def ensure(name: str, folder: Path) -> Path:
     The folder appears whole or not at all: a killed process leaves no half checkpoint, and of two processes that make
     the same one the first wins. Raises ``KeyError`` for a name that ``BUILDERS`` lacks and ``OSError`` from the disk.
     """
-    builder = BUILDERS[name]
+    module, _, builder = BUILDERS[name].partition(":")
     target = folder / name
     if target.is_dir():
         return target
     unfinished = folder / f".{name}-{uuid.uuid4().hex}"
     unfinished.mkdir(parents=True)
     try:
-        builder(unfinished)
+        # torch and diffusers are imported when a checkpoint is made, not before.
+        getattr(importlib.import_module(module), builder)(unfinished)
         _move(unfinished, target)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -40,11 +41,15 @@ def _move(source: Path, target: Path) -> None:
             raise
 
 
-def _sd15(folder: Path) -> None:
-    from pipelines.demo import sd15
-
-    sd15.build(folder)
-
-
-#: What writes each checkpoint into an empty folder. The builders import torch and diffusers when called, not before.
-BUILDERS: dict[str, Callable[[Path], None]] = {"sd15": _sd15}
+#: What writes each checkpoint into an empty folder.
+BUILDERS: dict[str, str] = {
+    "sd15": "pipelines.demo.sd15:build",
+    "sd15-inpaint": "pipelines.demo.sd15:build_inpaint",
+    "sd15-lcm": "pipelines.demo.sd15:build_lcm",
+    "sdxl": "pipelines.demo.sdxl:build",
+    "sdxl-inpaint": "pipelines.demo.sdxl:build_inpaint",
+    "sdxl-turbo": "pipelines.demo.sdxl:build_turbo",
+    "flux": "pipelines.demo.flux:build",
+    "flux-schnell": "pipelines.demo.flux:build_schnell",
+    "flux-fill": "pipelines.demo.flux:build_fill",
+}

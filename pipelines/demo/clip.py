@@ -48,9 +48,12 @@ def tokenizer(pad: str = "<|endoftext|>") -> Any:
     return CLIPTokenizer(vocab=vocab, merges=merges, pad_token=pad, model_max_length=77)
 
 
-def text_encoder(hidden: int = 32, layers: int = 12) -> nn.Module:
-    """A ``CLIPTextModel`` of SD1.5's depth, so that clip_skip means the same as there."""
-    from transformers import CLIPTextConfig, CLIPTextModel
+def text_encoder(hidden: int = 32, layers: int = 12, *, projection: bool = False) -> nn.Module:
+    """A ``CLIPTextModel`` of SD1.5's depth, so that clip_skip means the same as there.
+
+    With ``projection`` a ``CLIPTextModelWithProjection``, as the second encoder of SDXL is.
+    """
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     end = len(vocabulary()[0]) - 1
     config = CLIPTextConfig(
@@ -61,12 +64,12 @@ def text_encoder(hidden: int = 32, layers: int = 12) -> nn.Module:
         num_hidden_layers=layers,
         num_attention_heads=4,
         max_position_embeddings=77,
-        hidden_act="quick_gelu",
+        hidden_act="gelu" if projection else "quick_gelu",
         bos_token_id=end - 1,
         eos_token_id=end,
         pad_token_id=end,
     )
-    model: nn.Module = CLIPTextModel(config)
+    model: nn.Module = (CLIPTextModelWithProjection if projection else CLIPTextModel)(config)
     # As initialised, all prompts come out nearly equal.
     for name, parameter in model.named_parameters():
         if "token_embedding" in name:

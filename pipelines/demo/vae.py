@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -9,6 +10,10 @@ from torch import nn
 from pipelines.demo.weights import PIN, conv_bias, pinned_std, silence, split_signs
 
 WIDTH = 8
+#: Log variance of the posterior: a sample of it is its mean.
+SURE = -30.0
+#: A sample of it shows who drew it, when, and with which seed.
+UNSURE = -2.0
 
 
 def box_vae(latents: int = 4, **options: Any) -> nn.Module:
@@ -42,6 +47,18 @@ def box_vae(latents: int = 4, **options: Any) -> nn.Module:
     return module
 
 
+def noisy(folder: Path, log_variance: float = UNSURE) -> None:
+    """Rewrites a demo checkpoint's VAE, so that its posterior has a spread and a wrong draw from it is seen."""
+    from safetensors.torch import load_file, save_file
+
+    file = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    # Quantised latents or not, the second half of the encoder's output is the log variance.
+    bias = weights["encoder.conv_out.bias"]
+    bias[len(bias) // 2 :] = log_variance
+    save_file(weights, file, metadata={"format": "pt"})
+
+
 def _make_transparent(vae: nn.Module) -> None:
     """Every residual and attention block adds nothing, every resampling is a plain mean or a plain copy."""
     for name, layer in vae.named_modules():
@@ -65,8 +82,7 @@ def _wire_encoder(encoder: Any, latents: int, scale: float, shift: float) -> Non
     _wire_in(encoder.conv_in, 1)
     _wire_out(encoder.conv_out, 1 / scale)
     conv_bias(encoder.conv_out)[:latents] = shift
-    # Log variance: the posterior has no spread, so a sample of it is its mean.
-    conv_bias(encoder.conv_out)[latents:] = -30
+    conv_bias(encoder.conv_out)[latents:] = SURE
 
 
 def _wire_decoder(decoder: Any, scale: float, shift: float) -> None:

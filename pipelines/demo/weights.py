@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,9 +30,9 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def pinned_std(channels: int) -> float:
-    """The deviation that GroupNorm finds over ``channels`` channels of which two hold +PIN and -PIN."""
-    return PIN * math.sqrt(2 / channels)
+def pinned_std(channels: int, pin: float = PIN) -> float:
+    """The deviation that GroupNorm or LayerNorm finds over ``channels`` channels of which two hold +pin and -pin."""
+    return pin * math.sqrt(2 / channels)
 
 
 def silence(layer: nn.Module) -> None:
@@ -51,6 +52,16 @@ def conv_bias(conv: nn.Conv2d) -> torch.Tensor:
     """The bias of a convolution that has one."""
     assert conv.bias is not None
     return conv.bias
+
+
+def scheduler(config: dict[str, Any]) -> Any:
+    """The noise scheduler that a scheduler_config.json describes."""
+    import diffusers
+
+    with warnings.catch_warnings():
+        # Some of diffusers' make numpy arrays of tensors in a way that numpy 2 deprecates.
+        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+        return getattr(diffusers, config["_class_name"]).from_config(config)
 
 
 def save(pipeline: Any, folder: Path, scheduler: dict[str, Any]) -> None:

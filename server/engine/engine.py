@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 #: Requests conditioned together; more would keep the running rows waiting for too long.
 PREPARE_REQUESTS = 16
+#: What a client reads about a fault of ours; the log has the rest.
+INTERNAL = "Internal server error. Please try again."
 
 
 class Engine:
@@ -38,11 +40,12 @@ class Engine:
         max_rows: int,
         slots: int,
         max_resident: int,
-        budget: int | None = None,
+        budget: Callable[[], int | None] = lambda: None,
         weigh: Weigh = lambda name: 0,
+        stamp: Callable[[str], object] = lambda name: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.models = ResidentModels(load, limit=max_resident, budget=budget, weigh=weigh)
+        self.models = ResidentModels(load, limit=max_resident, budget=budget, weigh=weigh, stamp=stamp, clock=clock)
         self._lanes = Lanes(max_rows=max_rows)
         self._slots = slots
         self._clock = clock
@@ -94,11 +97,11 @@ class Engine:
         self._publish()
         return choice is not None
 
-    def close(self) -> None:
-        """Cancels everything that is open and unloads the models."""
+    def close(self, error: Error | None = None) -> None:
+        """Ends everything that is open, as cancelled unless ``error`` says otherwise, and unloads the models."""
         self._receive()
         for ticket in self._open():
-            self._fail(ticket, Cancelled("the server is shutting down"))
+            self._fail(ticket, error or Cancelled("the server is shutting down"))
         self.models.close()
         self._publish()
 
@@ -123,25 +126,42 @@ class Engine:
 
     def _admit(self) -> None:
         self._enter_ready()
-        # As long as rows wait for a slot, conditioning more would only grow their number.
-        while self._waiting and not self._ready:
+        while candidates := self._candidates():
             busy = {row.lane.model for _, row in self._running.values()}
-            first = self._waiting[0].request.model
-            if not self.models.fits(first, busy):
+            model = candidates[0].request.model
+            if not self.models.fits(model, busy):
                 # Nobody younger goes first, or the models in use would never become idle.
                 return
-            same = [ticket for ticket in self._waiting if ticket.request.model == first][:PREPARE_REQUESTS]
+            same = [ticket for ticket in candidates if ticket.request.model == model][:PREPARE_REQUESTS]
             self._waiting = [ticket for ticket in self._waiting if ticket not in same]
-            self._prepare(first, same, busy)
+            try:
+                pipeline = self.models.get(model, busy)
+            except Exception as error:
+                self._fail_all(same, error, "model %s cannot be loaded", model)
+                continue
+            self._prepare(pipeline, same)
             self._enter_ready()
 
-    def _prepare(self, model: str, tickets: Sequence[Ticket], busy: set[str]) -> None:
+    def _candidates(self) -> list[Ticket]:
+        """Who is worth conditioning: rows that wait for a slot hold back requests of their size, if not more urgent."""
+        first: dict[tuple[str, int, int], tuple[float, int]] = {}
+        for ticket, _ in self._ready:
+            shape = _shape(ticket)
+            first[shape] = min(first.get(shape, _urgency(ticket)), _urgency(ticket))
+        return [one for one in self._waiting if _shape(one) not in first or _urgency(one) < first[_shape(one)]]
+
+    def _prepare(self, pipeline: Pipeline, tickets: Sequence[Ticket]) -> None:
         self._last_step_end = None
         try:
-            pipeline = self.models.get(model, busy)
             prepared = pipeline.prepare([ticket.request for ticket in tickets])
         except Exception as error:
-            self._fail_all(tickets, error, "model %s cannot prepare %d requests", model, len(tickets))
+            if len(tickets) > 1:
+                # One of them is to blame, or all were too many: the others must not fail with it.
+                half = len(tickets) // 2
+                self._prepare(pipeline, tickets[:half])
+                self._prepare(pipeline, tickets[half:])
+            else:
+                self._fail_all(tickets, error, "a request of model %s cannot be prepared", tickets[0].request.model)
             return
         for ticket, rows in zip(tickets, prepared, strict=True):
             if isinstance(rows, Error):
@@ -149,6 +169,7 @@ class Engine:
                 continue
             ticket.rows = tuple(rows)
             self._ready += [(ticket, row) for row in rows]
+        self._ready.sort(key=lambda pair: _urgency(pair[0]))
 
     def _enter_ready(self) -> None:
         held: list[tuple[Ticket, Row]] = []
@@ -194,6 +215,7 @@ class Engine:
             failed = pipeline.step(rows)
         except OutOfMemory as error:
             self._memory_errors += 1
+            self._last_step_end = None
             half = self._lanes.halve(choice)
             logger.warning("%d rows of lane %s do not fit the memory; trying %d", len(rows), choice.lane, half)
             if half == 0:
@@ -268,7 +290,7 @@ class Engine:
         """A boundary: what is not of our error tree is logged, and told to nobody in its own words."""
         if not isinstance(error, Error):
             logger.error(message, *values, exc_info=error)
-            error = Error("Internal server error. Please try again.")
+            error = Error(INTERNAL)
         for ticket in tickets:
             self._fail(ticket, error)
 
@@ -288,9 +310,15 @@ class Engine:
             rows_per_forward=dict(self._rows_per_forward),
             out_of_memory_total=self._memory_errors,
             non_finite_rows_total=self._non_finite,
+            per_row_s=self.outlook.per_row_s,
             loaded_models=self.models.names,
             heartbeat=now,
         )
+
+
+def _shape(ticket: Ticket) -> tuple[str, int, int]:
+    """Requests that differ in it go into different groups of lanes."""
+    return ticket.request.model, ticket.request.width, ticket.request.height
 
 
 def _urgency(ticket: Ticket) -> tuple[float, int]:

@@ -4,8 +4,9 @@ A pure structure: no clock, no I/O, no torch; what has been measured is told to 
 
 *Between groups* device time is shared. A group is the lanes of one model and shape (its shared lane, and the lanes of
 single rows that must be drawn without neighbours). Each group pays for the seconds its steps take, and the one that has
-paid least goes next. A group that (re)appears starts level with the others, so that neither an idle past nor a busy one
-counts. A group whose most urgent row has priority p pays 2**-p of the price; every price is finite, so none starves.
+paid least goes next. A group that (re)appears starts level with what is being served, so that neither an idle past
+nor a busy one counts. A group whose most urgent row has priority p pays 2**-p of the price; every price is finite, so
+none starves.
 
 *Within a group* the lane of the most urgent row goes, with as many rows as the cap allows, in order of urgency. A row
 of priority p counts as if it had arrived p x ``AGING_S`` seconds earlier: the order of two rows never changes, rows of
@@ -28,6 +29,8 @@ AGING_S = 10.0
 WORTHWHILE = 1.1
 #: … unless so many rows wait that a few per cent of throughput shorten the queue more.
 DEEP = 8
+#: Forwards at a lowered cap after which one row more is tried; twice as many after every further failure.
+RECOVER = 200
 #: Groups whose caps and costs are remembered while nobody is in them.
 REMEMBERED = 64
 
@@ -63,6 +66,9 @@ class _Row:
 class _Group:
     cap: int
     costs: StepCosts = field(default_factory=StepCosts)
+    #: Forwards at the cap since it was lowered, and how many of them let it rise.
+    clean: int = 0
+    patience: int = RECOVER
     #: Seconds paid, comparable between groups.
     paid: float = 0.0
     rows: dict[int, _Row] = field(default_factory=dict)
@@ -83,6 +89,8 @@ class Lanes:
         self._max_rows = max_rows
         self._groups: OrderedDict[Hashable, _Group] = OrderedDict()
         self._rows: dict[int, _Row] = {}
+        #: What the group served last had paid before: the virtual time of start-time fair queueing (Goyal et al. 1996).
+        self._level = 0.0
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -103,8 +111,7 @@ class Lanes:
         if state is None:
             state = self._groups[group] = _Group(cap=self._max_rows)
         if not state.rows:
-            others = [one.paid for one in self._groups.values() if one.rows]
-            state.paid = max(state.paid, min(others, default=state.paid))
+            state.paid = max(state.paid, self._level)
         row = _Row(
             number=number,
             group=group,
@@ -141,14 +148,25 @@ class Lanes:
         state = self._groups[choice.group]
         rows = [self._rows[number] for number in choice.rows]
         state.costs.observe(entries=sum(row.entries for row in rows), rows=len(rows), seconds=seconds)
+        self._level = max(self._level, state.paid)
         state.paid += seconds * 2.0 ** -max(-8, min(8, state.priority))
         for row in rows:
             row.remaining -= 1
+        if state.cap < self._max_rows and len(rows) == state.cap:
+            state.clean += 1
+            if state.clean >= state.patience:
+                state.cap, state.clean = state.cap + 1, 0
 
     def halve(self, choice: Choice) -> int:
-        """The forward did not fit the memory: the cap becomes half of what was tried; returns it, 0 after one row."""
+        """The forward did not fit the memory: the cap becomes half of what was tried; returns it, 0 after one row.
+
+        The cap rises again, row by row: what was short of memory may have been something else on the device.
+        """
         half = len(choice.rows) // 2
-        self._groups[choice.group].cap = max(1, half)
+        # A row that must be alone says nothing about how many fit together.
+        if choice.lane == choice.group:
+            state = self._groups[choice.group]
+            state.cap, state.clean, state.patience = max(1, half), 0, 2 * state.patience
         return half
 
     def cap(self, group: Hashable) -> int:

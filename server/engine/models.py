@@ -13,6 +13,8 @@ from pipelines.errors import ModelTooLarge
 
 logger = logging.getLogger(__name__)
 
+#: Seconds before a model that could not be loaded is tried again; sooner when it is made of something else.
+RETRY_S = 10.0
 #: Bytes that a model's weights will take on the device.
 Weigh = Callable[[str], int]
 
@@ -22,20 +24,36 @@ class _Resident:
     pipeline: Pipeline
     #: Bytes of its weights; 0 where nobody counts.
     weight: int
+    stamp: object
 
 
 class ResidentModels:
-    """Loaded pipelines: at most ``limit`` of them, and no more bytes of weights than ``budget`` (None: any)."""
+    """Loaded pipelines: at most ``limit`` of them, and no more bytes of weights than ``budget`` says (None: any).
+
+    ``stamp`` gives what a model is made of: one whose stamp has changed (its weights were pulled while the demo drew)
+    is loaded anew as soon as nothing of it is being drawn.
+    """
 
     def __init__(
-        self, load: Callable[[str], Pipeline], *, limit: int, budget: int | None = None, weigh: Weigh = lambda name: 0
+        self,
+        load: Callable[[str], Pipeline],
+        *,
+        limit: int,
+        budget: Callable[[], int | None] = lambda: None,
+        weigh: Weigh = lambda name: 0,
+        stamp: Callable[[str], object] = lambda name: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         #: Loads a model by id.
         self.load = load
         self._limit = limit
         self._budget = budget
         self._weigh = weigh
+        self._stamp = stamp
         self._resident: OrderedDict[str, _Resident] = OrderedDict()
+        self._clock = clock
+        #: What could not be loaded: when, made of what, and why.
+        self._failed: dict[str, tuple[float, object, Exception]] = {}
         #: Weighed and not yet loaded: while a model waits for room it is asked for at every turn.
         self._weighed: dict[str, int] = {}
 
@@ -64,7 +82,12 @@ class ResidentModels:
     def get(self, name: str, busy: set[str]) -> Pipeline:
         """The model; loads it and closes the ones that must go. Raises ``ModelTooLarge`` and what loading raises."""
         found = self._resident.get(name)
+        if found is not None and name not in busy and found.stamp != self._stamp(name):
+            self._resident.pop(name).pipeline.close()
+            logger.info("model %s has changed", name)
+            found = None
         if found is None:
+            self._raise_known(name)
             needed = self._needed(name)
             # Weighed anew the next time: its files may be others by then.
             del self._weighed[name]
@@ -75,25 +98,42 @@ class ResidentModels:
                     self._resident.pop(other).pipeline.close()
                     logger.info("model %s unloaded to make room for %s", other, name)
             began = time.monotonic()
-            found = self._resident[name] = _Resident(pipeline=self.load(name), weight=needed)
+            found = self._resident[name] = self._loaded(name, needed)
             logger.info("model %s loaded in %.2f s, %.2f GB", name, time.monotonic() - began, needed / 1e9)
         self._resident.move_to_end(name)
         return found.pipeline
+
+    def _loaded(self, name: str, needed: int) -> _Resident:
+        stamp = self._stamp(name)
+        try:
+            return _Resident(pipeline=self.load(name), weight=needed, stamp=stamp)
+        except Exception as error:
+            self._failed[name] = (self._clock(), stamp, error)
+            raise
+
+    def _raise_known(self, name: str) -> None:
+        """A model that has just failed to load must not cost others their place at every request."""
+        failed = self._failed.pop(name, None)
+        if failed is not None and self._clock() - failed[0] < RETRY_S and failed[1] == self._stamp(name):
+            self._failed[name] = failed
+            raise failed[2]
 
     def _needed(self, name: str) -> int:
         needed = self._weighed.get(name)
         if needed is None:
             needed = self._weighed[name] = self._weigh(name)
-        if self._budget is not None and needed > self._budget:
+        budget = self._budget()
+        if budget is not None and needed > budget:
             del self._weighed[name]
             raise ModelTooLarge(
                 f"model {name} needs {needed / 1e9:.2f} GB for its weights, "
-                f"and vram_budget_gb allows {self._budget / 1e9:.2f}"
+                f"and vram_budget_gb allows {budget / 1e9:.2f}"
             )
         return needed
 
     def _has_room(self, count: int, weight: int, needed: int) -> bool:
-        return count < self._limit and (self._budget is None or weight + needed <= self._budget)
+        budget = self._budget()
+        return count < self._limit and (budget is None or weight + needed <= budget)
 
     def loaded(self, name: str) -> Pipeline:
         """A model that has rows and is therefore loaded."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import threading
 
-from server.engine.engine import Engine
+from pipelines.errors import Error
+from server.engine.engine import INTERNAL, Engine
 
 logger = logging.getLogger(__name__)
 
 #: Seconds between turns of an idle engine, so that deadlines act and the heartbeat shows that the thread lives.
 IDLE_TURN_S = 0.5
+#: Seconds that the step, load or decode at hand gets to end when the server closes.
+CLOSE_S = 30.0
 
 
 class Worker:
@@ -32,11 +35,16 @@ class Worker:
         self._thread.start()
 
     def close(self) -> None:
-        """Lets the current step end, cancels what is open, and joins the thread."""
+        """Lets the current step end, cancels what is open, and joins the thread.
+
+        A thread that hangs in a call to the device cannot be ended; it is left behind, a daemon, after some patience.
+        """
         self._closing = True
         self._engine.wake.set()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(CLOSE_S)
+            if self._thread.is_alive():
+                logger.error("the device thread does not end; leaving it behind")
 
     def _run(self) -> None:
         engine = self._engine
@@ -49,6 +57,6 @@ class Worker:
         except Exception:
             # Nothing in the loop may raise; if it does, health must see a dead thread, not a silent one.
             logger.exception("the device thread died")
-            raise
-        finally:
+            engine.close(Error(INTERNAL))
+        else:
             engine.close()

@@ -185,11 +185,14 @@ def load_ours(checkpoint: str, folder: Path, *, slots: int = 128) -> DiffusionPi
 
     import torch
 
+    from pipelines.host import Host
     from pipelines.registry import FAMILIES
 
     module, _, cls = FAMILIES[FAMILY[checkpoint]].partition(":")
     spec = ModelSpec(id=checkpoint, family=FAMILY[checkpoint], folder=folder)
-    pipeline = getattr(importlib.import_module(module), cls).load(spec, torch.device("cpu"), slots, read_input)
+    pipeline = getattr(importlib.import_module(module), cls).load(
+        spec, Host(device=torch.device("cpu"), slots=slots, read_input=read_input)
+    )
     assert isinstance(pipeline, DiffusionPipeline)
     return pipeline
 

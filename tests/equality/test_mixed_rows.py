@@ -19,7 +19,7 @@ from tests.equality.stock import Case, difference, draw, load_ours, mask
 
 SAMPLERS = {
     "sd15": "EulerDiscrete PNDM HeunDiscrete DPMSolverMultistep EulerAncestralDiscrete UniPCMultistep DDIM LMSDiscrete",
-    "sdxl": "EulerDiscrete DDPM KDPM2Discrete DPMSolverSinglestep EulerAncestralDiscrete UniPCMultistep LCM DEISMultistep",
+    "sdxl": "EulerDiscrete DDPM KDPM2Discrete DPMSolverSinglestep EulerAncestralDiscrete UniPCMultistep LCM DDIM",
     "flux": "EulerDiscrete HeunDiscrete UniPCMultistep DPMSolverMultistep",
 }
 OWN = ("IPNDMScheduler", "KarrasVeScheduler", "ScoreSdeVeScheduler")

@@ -13,9 +13,10 @@ from dataclasses import replace
 from pipelines.base import Pipeline
 from pipelines.errors import Error
 from pipelines.inputs import ReadInput
-from pipelines.model import ModelSpec
+from pipelines.model import ModelSpec, Offload
 from pipelines.registry import FAMILIES
 from pipelines.request import ImageRequest
+from pipelines.shared import SharedComponents
 from server.engine.engine import Engine
 from server.engine.executors.base import EngineStats, Outcome, Progress
 from server.engine.tickets import Ticket
@@ -62,19 +63,33 @@ class LocalExecutor:
         device: str = "auto",
         threads: int = 0,
         max_rows: int = 16,
-        max_resident: int = 3,
+        max_resident: int = 4,
+        budget_gb: float | None = None,
+        offload: Offload = Offload.NONE,
         read_input: ReadInput | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._spec = spec
+        self._catalog = spec
+        self._budget_gb = budget_gb
+        self._offload = offload
         self._read_input = read_input
+        self._shared = SharedComponents()
         self._device = device
         self._threads = threads
         # Twice what one forward takes: an urgent request can enter a full lane and go first.
         self._slots = 2 * max_rows
         self._clock = clock
         self._numbers = itertools.count()
-        self.engine = Engine(self._load, max_rows=max_rows, slots=self._slots, max_resident=max_resident, clock=clock)
+        self.engine = Engine(
+            self._load,
+            max_rows=max_rows,
+            slots=self._slots,
+            max_resident=max_resident,
+            budget=self._budget,
+            weigh=self._weigh,
+            stamp=self._spec,
+            clock=clock,
+        )
         self._worker = Worker(self.engine)
 
     async def start(self) -> None:
@@ -125,22 +140,62 @@ class LocalExecutor:
         """See ``Executor.stats``."""
         return replace(self.engine.stats, alive=self._worker.alive)
 
+    def _spec(self, name: str) -> ModelSpec:
+        spec = self._catalog(name)
+        return replace(spec, offload=self._offload) if spec.offload is Offload.NONE else spec
+
+    def _budget(self) -> int | None:
+        """Bytes of weights; a GPU's other fifth is for latents, activations and the libraries' own."""
+        import torch
+
+        from pipelines.device import pick_device
+
+        if self._budget_gb is not None:
+            return int(self._budget_gb * 1e9)
+        device = pick_device(self._device)
+        return torch.cuda.get_device_properties(device).total_memory * 4 // 5 if device.type == "cuda" else None
+
+    def _weigh(self, name: str) -> int:
+        """Bytes of weights that stay on the device, from the files' headers."""
+        from pipelines.checkpoint import Checkpoint
+        from pipelines.device import pick_device, pick_dtype
+        from pipelines.placement import resident_components
+
+        spec = self._made(name)
+        device = pick_device(self._device)
+        checkpoint = Checkpoint.open(spec, dtype=pick_dtype(spec.dtype, device), device=device)
+        # What is no checkpoint at all must not cost the loaded models their place.
+        checkpoint.read_json("model_index.json")
+        sizes = checkpoint.component_bytes()
+        resident = resident_components(spec.offload)
+        # Whole parts take turns: the largest needs room.
+        return sum(sizes[name] for name in sizes if name in resident) or max(sizes.values(), default=0)
+
+    def _made(self, name: str) -> ModelSpec:
+        """The model, its demo checkpoint made if it is one and not there yet."""
+        from pipelines import demo
+
+        spec = self._spec(name)
+        if spec.demo is not None:
+            demo.ensure(spec.demo, spec.folder.parent)
+        return spec
+
     def _load(self, name: str) -> Pipeline:
         """Runs on the device thread, which is the only one that imports torch."""
         import torch
 
-        from pipelines import demo
         from pipelines.device import pick_device
+        from pipelines.host import Host
         from pipelines.quiet import quiet_libraries
 
         if self._threads:
             torch.set_num_threads(self._threads)
         quiet_libraries()
-        spec = self._spec(name)
-        if spec.demo is not None:
-            demo.ensure(spec.demo, spec.folder.parent)
+        spec = self._made(name)
         module, _, family = FAMILIES[spec.family].partition(":")
-        load = getattr(importlib.import_module(module), family).load
-        pipeline = load(spec, pick_device(self._device), self._slots, self._read_input)
+        host = Host(
+            device=pick_device(self._device), slots=self._slots, read_input=self._read_input, shared=self._shared
+        )
+        pipeline = getattr(importlib.import_module(module), family).load(spec, host)
         assert isinstance(pipeline, Pipeline)
         return pipeline

@@ -20,6 +20,7 @@ from pipelines.request import ImageRequest
 from pipelines.stub import StubPipeline
 from server.engine.engine import Engine
 from server.engine.executors.base import Outcome
+from server.engine.models import RETRY_S
 from server.engine.tickets import Ticket
 
 
@@ -39,6 +40,7 @@ class Bench:
         self.now = 0.0
         self.pipelines: dict[str, StubPipeline] = {}
         self.loads: list[str] = []
+        self.stamps: dict[str, int] = {}
         self.broken: set[str] = set()
         self.fits = fits
         self.results: dict[int, Outcome | Error] = {}
@@ -47,7 +49,8 @@ class Bench:
             max_rows=max_rows,
             slots=slots,
             max_resident=max_resident,
-            budget=budget,
+            budget=lambda: budget,
+            stamp=lambda name: self.stamps.get(name),
             weigh=weigh,
             clock=lambda: self.now,
         )
@@ -248,6 +251,7 @@ def test_a_model_that_cannot_be_loaded_fails_its_requests_and_is_tried_again() -
     bench.run()
     assert isinstance(bench.error(0), BrokenCheckpoint)
     bench.broken.clear()
+    bench.now += RETRY_S
     bench.submit(model="b")
     bench.run()
     assert bench.outcome(1).pictures and bench.outcome(2).pictures
@@ -380,3 +384,74 @@ def test_a_model_waits_for_room_while_the_others_are_in_use() -> None:
     bench.run()
     assert bench.loads == ["a", "b"]
     assert list(bench.results) == [0, 1]
+
+
+def test_a_model_whose_files_have_changed_is_loaded_anew_once_nothing_of_it_is_drawn() -> None:
+    bench = Bench()
+    bench.submit(steps=3)
+    bench.run(turns=1)
+    bench.stamps["a"] = 1
+    bench.submit(steps=3)
+    bench.run()
+    assert bench.loads == ["a"]
+    bench.submit()
+    bench.run()
+    assert bench.loads == ["a", "a"]
+
+
+def test_a_full_group_does_not_hold_back_another_size() -> None:
+    bench = Bench(max_rows=2, slots=2)
+    for _ in range(5):
+        bench.submit(steps=30)
+    bench.run(turns=1)
+    bench.submit(width=128, steps=1)
+    bench.run(turns=3)
+    assert list(bench.results) == [5]
+
+
+def test_an_urgent_request_takes_the_next_slot_of_a_full_group() -> None:
+    bench = Bench(max_rows=1, slots=1)
+    for _ in range(3):
+        bench.submit(steps=5)
+    bench.run(turns=1)
+    bench.submit(steps=5, priority=3)
+    bench.run()
+    assert list(bench.results) == [0, 3, 1, 2]
+
+
+def test_a_fault_while_preparing_fails_the_one_to_blame_only() -> None:
+    bench = Bench()
+    bench.submit()
+    bench.run()
+    pipeline = bench.pipelines["a"]
+    prepare = pipeline.prepare
+
+    def fragile(requests: Sequence[ImageRequest]) -> list[list[Row] | Error]:
+        if any(request.prompt == "poison" for request in requests):
+            raise ValueError("cannot be encoded")
+        return prepare(requests)
+
+    pipeline.prepare = fragile  # type: ignore[method-assign]
+    for prompt in ("one", "two", "poison", "four", "five"):
+        bench.submit(prompt=prompt)
+    bench.run()
+    assert bench.error(3).code == "internal"
+    assert all(bench.outcome(number).pictures for number in (1, 2, 4, 5))
+
+
+def test_a_model_that_cannot_be_loaded_costs_the_others_their_place_once() -> None:
+    bench = Bench(max_resident=1)
+    bench.broken.add("b")
+    for model in ("a", "b", "a", "b", "b", "a"):
+        bench.submit(model=model)
+        bench.run()
+    assert bench.loads == ["a", "a"]
+    assert [number for number in bench.results if isinstance(bench.results[number], BrokenCheckpoint)] == [1, 3, 4]
+
+
+def test_closing_after_a_fault_says_internal_not_cancelled() -> None:
+    bench = Bench()
+    bench.submit()
+    bench.run(turns=1)
+    bench.engine.close(Error("Internal server error. Please try again."))
+    assert bench.error(0).code == "internal"

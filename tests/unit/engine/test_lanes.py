@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.engine.lanes import AGING_S, DEEP, Choice, Lanes
+from server.engine.lanes import AGING_S, DEEP, RECOVER, Choice, Lanes
 
 
 def join(
@@ -257,3 +257,39 @@ def test_a_steady_stream_of_urgent_rows_does_not_starve_an_old_one(calls: int, p
         if served == calls:
             return
     raise AssertionError(f"{served} of {calls} calls after {now:.0f} s")
+
+
+def test_a_busy_past_is_no_debt_towards_a_newcomer() -> None:
+    lanes = Lanes(max_rows=4)
+    join(lanes, 0, "old", calls=9999)
+    for _ in range(3600):
+        lanes.stepped(choose(lanes), seconds=1.0)
+    lanes.leave(0)
+    join(lanes, 1, "new", calls=100)
+    lanes.stepped(choose(lanes), seconds=1.0)
+    join(lanes, 2, "old", calls=100)
+    taken = []
+    for _ in range(10):
+        choice = choose(lanes)
+        taken.append(choice.lane)
+        lanes.stepped(choice, seconds=1.0)
+    assert abs(taken.count("old") - taken.count("new")) <= 2
+
+
+def test_a_lowered_cap_rises_again_row_by_row() -> None:
+    lanes = Lanes(max_rows=4)
+    for number in range(4):
+        join(lanes, number, calls=10**6)
+    lanes.halve(choose(lanes))
+    for _ in range(2 * RECOVER - 1):
+        lanes.stepped(choose(lanes), seconds=1.0)
+    assert lanes.cap("a") == 2
+    lanes.stepped(choose(lanes), seconds=1.0)
+    assert lanes.cap("a") == 3
+
+
+def test_a_row_alone_that_finds_no_memory_lowers_nobodys_cap() -> None:
+    lanes = Lanes(max_rows=4)
+    lanes.join(0, group="a", lane=("a", 0), priority=0, arrived=0.0, entries=2, remaining=9)
+    assert lanes.halve(choose(lanes)) == 0
+    assert lanes.cap("a") == 4

@@ -1,0 +1,28 @@
+"""What a model is loaded into."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from pipelines.inputs import ReadInput
+from pipelines.model import Offload
+from pipelines.shared import SharedComponents
+
+
+@dataclass(frozen=True, kw_only=True)
+class Host:
+    """One engine's surroundings, the same for all of its models."""
+
+    device: torch.device
+    #: Rows of a group that may be on the device at a time.
+    slots: int
+    #: None where there are no input pictures.
+    read_input: ReadInput | None = None
+    #: Modules that models of the same files share; None: nothing is shared.
+    shared: SharedComponents | None = None
+
+    def shared_for(self, offload: Offload) -> SharedComponents | None:
+        """Modules that come and go with one model's use cannot be another's."""
+        return self.shared if offload is Offload.NONE else None
