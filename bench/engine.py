@@ -13,14 +13,14 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from bench.rows import around_forward, draw
 from pipelines import demo
-from pipelines.base import Row
 from pipelines.host import Host
 from pipelines.model import ModelSpec
 from pipelines.quiet import quiet_libraries
@@ -55,49 +55,6 @@ def request(number: int, *, side: int, scheduler: str | None = None) -> ImageReq
         seed=number,
         scheduler=scheduler,
     )
-
-
-def enter(pipeline: StableDiffusion15, requests: Sequence[ImageRequest]) -> list[Row]:
-    """Prepared rows in their slots."""
-    rows: list[Row] = []
-    for prepared in pipeline.prepare(requests):
-        assert isinstance(prepared, list), prepared
-        rows += prepared
-    for row in rows:
-        pipeline.enter(row)
-    return rows
-
-
-def draw(pipeline: StableDiffusion15, requests: Sequence[ImageRequest]) -> None:
-    """All requests, as rows of shared forwards, to pixels."""
-    rows = enter(pipeline, requests)
-    while moving := [row for row in rows if row.remaining]:
-        pipeline.step(moving)
-    pipeline.finish(rows)
-    for row in rows:
-        pipeline.leave(row)
-
-
-def cost_around_the_forward(pipeline: StableDiffusion15, count: int) -> tuple[float, float]:
-    """Median milliseconds per step around the forward, and of the forward, for mixed rows at 64 px."""
-    began_at: list[float] = []
-    forward_s: list[float] = []
-    around: list[float] = []
-    hooks = (
-        pipeline.unet.register_forward_pre_hook(lambda *_: began_at.append(time.perf_counter())),
-        pipeline.unet.register_forward_hook(lambda *_: forward_s.append(time.perf_counter() - began_at[-1])),
-    )
-    for _ in range(3):
-        rows = enter(pipeline, [request(n, side=64, scheduler=SAMPLERS[n % len(SAMPLERS)]) for n in range(count)])
-        while moving := [row for row in rows if row.remaining]:
-            began = time.perf_counter()
-            pipeline.step(moving)
-            around.append(time.perf_counter() - began - forward_s[-1])
-        for row in rows:
-            pipeline.leave(row)
-    for hook in hooks:
-        hook.remove()
-    return 1e3 * statistics.median(around), 1e3 * statistics.median(forward_s)
 
 
 def compile_times(config: dict[str, Any]) -> dict[str, float]:
@@ -163,7 +120,8 @@ def measure(checkpoint: Path, rounds: int) -> None:
 
     print("cost around the forward, 64 px, mixed samplers\nrows   around ms   forward ms")
     for count in ROWS:
-        around, forward = cost_around_the_forward(pipeline, count)
+        requests = [request(n, side=64, scheduler=SAMPLERS[n % len(SAMPLERS)]) for n in range(count)]
+        around, forward = around_forward(pipeline, pipeline.unet, requests)
         print(f"{count:4d}   {around:9.3f}   {forward:10.2f}")
 
     print(f"\ncompiling a table of {STEPS} steps, ms")

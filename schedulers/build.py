@@ -63,6 +63,15 @@ def quiet_diffusers() -> Iterator[None]:
         yield
 
 
+#: Nearest schedulers that rescale betas to zero terminal SNR (Lin et al. 2023, arXiv 2305.08891); Euler for others.
+ZERO_SNR_FALLBACKS = {
+    "KDPM2AncestralDiscreteScheduler": "EulerAncestralDiscreteScheduler",
+    "KarrasVeScheduler": "EulerAncestralDiscreteScheduler",
+    "ScoreSdeVeScheduler": "EulerAncestralDiscreteScheduler",
+    "DPMSolverSinglestepScheduler": "DPMSolverMultistepScheduler",
+}
+
+
 def build(recipe: Recipe) -> Built:
     """The scheduler of a recipe, as ``Cls.from_config(pipe.scheduler.config, **overrides)`` makes it.
 
@@ -80,7 +89,16 @@ def _answered_by(recipe: Recipe) -> tuple[str, tuple[str, ...]]:
     spec = SCHEDULERS[recipe.name]
     if recipe.flow is not None and spec.flow is None:
         return FLOW_FALLBACK, (f"{recipe.name} has no flow-matching form; flow-match Euler was used.",)
-    return (spec.answered_by or recipe.name), ((spec.warning,) if spec.warning else ())
+    name, told = (spec.answered_by or recipe.name), ((spec.warning,) if spec.warning else ())
+    if json.loads(recipe.config).get("rescale_betas_zero_snr") and not _takes_zero_snr(name):
+        capable = ZERO_SNR_FALLBACKS.get(name, "EulerDiscreteScheduler")
+        told = (*told, f"{name} cannot draw a model of zero terminal signal-to-noise ratio; {capable} was used.")
+        name = capable
+    return name, told
+
+
+def _takes_zero_snr(name: str) -> bool:
+    return "rescale_betas_zero_snr" in inspect.signature(_class(SCHEDULERS[name].target).__init__).parameters
 
 
 def _possible(recipe: Recipe, spec: SchedulerSpec | FlowSpec | None) -> tuple[Recipe, tuple[str, ...]]:

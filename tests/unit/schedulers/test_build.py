@@ -5,6 +5,7 @@ import pytest
 
 from schedulers.build import Recipe, build, quiet_diffusers
 from schedulers.registry import SCHEDULERS
+from schedulers.table import compile_table
 
 #: Configurations as other classes write them; each names keys that mean something else, or nothing, elsewhere.
 CONFIGS = {
@@ -74,3 +75,27 @@ def test_an_algorithm_that_another_class_meant_is_dropped():
         assert build(recipe("DEISMultistepScheduler", config)).scheduler.config["algorithm_type"] == "deis"
         multistep = build(recipe("DPMSolverMultistepScheduler", config)).scheduler
     assert multistep.config["algorithm_type"] == "sde-dpmsolver++"
+
+
+ZERO_SNR = {
+    **CONFIGS["SDXL"],
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+    "prediction_type": "v_prediction",
+}
+
+
+@pytest.mark.parametrize("name", list(SCHEDULERS))
+def test_a_model_of_zero_terminal_snr_is_drawn_by_a_scheduler_that_can(name: str) -> None:
+    table = compile_table(name, ZERO_SNR, 10)
+    assert table.scheduler in {
+        "DDPMScheduler",
+        "DDIMScheduler",
+        "EulerDiscreteScheduler",
+        "EulerAncestralDiscreteScheduler",
+        "DPMSolverMultistepScheduler",
+        "UniPCMultistepScheduler",
+        "LCMScheduler",
+    }
+    replaced = table.scheduler != name and name != "DDIMInverseScheduler"
+    assert any("zero terminal" in warning for warning in table.warnings) is replaced
