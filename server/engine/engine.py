@@ -18,7 +18,7 @@ from pipelines.base import LaneKey, Pipeline, Row
 from pipelines.errors import Cancelled, DeadlineExceeded, Error, NonFinite, OutOfMemory
 from server.engine.executors.base import EngineStats, Picture
 from server.engine.lanes import AGING_S, Choice, Lanes
-from server.engine.models import ResidentModels, Weigh
+from server.engine.models import Budget, ResidentModels, Weigh
 from server.engine.outlook import Outlook
 from server.engine.tickets import Ticket
 
@@ -40,7 +40,7 @@ class Engine:
         max_rows: int,
         slots: int,
         max_resident: int,
-        budget: Callable[[], int | None] = lambda: None,
+        budget: Callable[[], Budget] = Budget,
         weigh: Weigh = lambda name: 0,
         stamp: Callable[[str], object] = lambda name: None,
         clock: Callable[[], float] = time.monotonic,

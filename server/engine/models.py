@@ -20,6 +20,16 @@ Weigh = Callable[[str], int]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Budget:
+    """Bytes of weights that may be on the device; None: any."""
+
+    #: Of all models together.
+    together: int | None = None
+    #: Of a model that is there alone: it may come nearer to what the device has.
+    alone: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Resident:
     pipeline: Pipeline
     #: Bytes of its weights; 0 where nobody counts.
@@ -28,7 +38,7 @@ class _Resident:
 
 
 class ResidentModels:
-    """Loaded pipelines: at most ``limit`` of them, and no more bytes of weights than ``budget`` says (None: any).
+    """Loaded pipelines: at most ``limit`` of them, and no more bytes of weights than ``budget`` says.
 
     ``stamp`` gives what a model is made of: one whose stamp has changed (its weights were pulled while the demo drew)
     is loaded anew as soon as nothing of it is being drawn.
@@ -39,7 +49,7 @@ class ResidentModels:
         load: Callable[[str], Pipeline],
         *,
         limit: int,
-        budget: Callable[[], int | None] = lambda: None,
+        budget: Callable[[], Budget] = Budget,
         weigh: Weigh = lambda name: 0,
         stamp: Callable[[str], object] = lambda name: None,
         clock: Callable[[], float] = time.monotonic,
@@ -122,18 +132,18 @@ class ResidentModels:
         needed = self._weighed.get(name)
         if needed is None:
             needed = self._weighed[name] = self._weigh(name)
-        budget = self._budget()
-        if budget is not None and needed > budget:
+        most = self._budget().alone
+        if most is not None and needed > most:
             del self._weighed[name]
             raise ModelTooLarge(
                 f"model {name} needs {needed / 1e9:.2f} GB for its weights, "
-                f"and vram_budget_gb allows {budget / 1e9:.2f}"
+                f"and the device has room (vram_budget_gb) for {most / 1e9:.2f}"
             )
         return needed
 
     def _has_room(self, count: int, weight: int, needed: int) -> bool:
-        budget = self._budget()
-        return count < self._limit and (budget is None or weight + needed <= budget)
+        most = self._budget().together
+        return not count or (count < self._limit and (most is None or weight + needed <= most))
 
     def loaded(self, name: str) -> Pipeline:
         """A model that has rows and is therefore loaded."""

@@ -72,7 +72,7 @@ async def test_the_budget_counts_what_the_files_headers_say(demo_folder: Path) -
     executor = LocalExecutor(spec, device="cpu", budget_gb=0.001)
     await executor.start()
     try:
-        with pytest.raises(Exception, match=r"model sd15 needs 0\.00 GB .* vram_budget_gb allows 0\.00"):
+        with pytest.raises(Exception, match=r"model sd15 needs 0\.00 GB .* room \(vram_budget_gb\) for 0\.00"):
             await executor.submit(wish("sd15")).outcome()
     finally:
         await executor.close()

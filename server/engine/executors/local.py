@@ -19,10 +19,15 @@ from pipelines.request import ImageRequest
 from pipelines.shared import SharedComponents
 from server.engine.engine import Engine
 from server.engine.executors.base import EngineStats, Outcome, Progress
+from server.engine.models import Budget
 from server.engine.tickets import Ticket
 from server.engine.worker import Worker
 
 logger = logging.getLogger(__name__)
+
+
+#: Bytes beside the weights for the context, the latents and the activations of one picture; an estimate.
+ONE_PICTURE = 1_500_000_000
 
 
 class LocalGeneration:
@@ -144,16 +149,23 @@ class LocalExecutor:
         spec = self._catalog(name)
         return replace(spec, offload=self._offload) if spec.offload is Offload.NONE else spec
 
-    def _budget(self) -> int | None:
-        """Bytes of weights; a GPU's other fifth is for latents, activations and the libraries' own."""
+    def _budget(self) -> Budget:
+        """What the setting says; else on a GPU four fifths, the rest being for latents, activations and libraries.
+
+        A model alone may take all but the little that one picture needs: Flux without its encoders on a 24 GB card.
+        """
         import torch
 
         from pipelines.device import pick_device
 
         if self._budget_gb is not None:
-            return int(self._budget_gb * 1e9)
+            most = int(self._budget_gb * 1e9)
+            return Budget(together=most, alone=most)
         device = pick_device(self._device)
-        return torch.cuda.get_device_properties(device).total_memory * 4 // 5 if device.type == "cuda" else None
+        if device.type != "cuda":
+            return Budget()
+        total = torch.cuda.get_device_properties(device).total_memory
+        return Budget(together=total * 4 // 5, alone=total - ONE_PICTURE)
 
     def _weigh(self, name: str) -> int:
         """Bytes of weights that stay on the device, from the files' headers."""

@@ -74,10 +74,13 @@ class StubExecutor:
     One event loop only. ``requests`` keeps what was handed over, in order, for assertions.
     """
 
-    def __init__(self, *, delay_s: float = 0.0, held: bool = False, warnings: Iterable[str] = ()) -> None:
+    def __init__(
+        self, *, delay_s: float = 0.0, held: bool = False, warnings: Iterable[str] = (), per_row_s: float = 0.0
+    ) -> None:
         self.requests: list[ImageRequest] = []
         self._delay_s = delay_s
         self._warnings = tuple(warnings)
+        self._per_row_s = per_row_s
         self._failures: deque[Exception] = deque()
         self._gate = asyncio.Event()
         if not held:
@@ -114,6 +117,7 @@ class StubExecutor:
             forwards_total=self._steps,
             row_steps_total=self._steps,
             rows_per_forward={1: self._steps} if self._steps else {},
+            per_row_s=self._per_row_s,
             heartbeat=now,
             alive=self._alive,
         )

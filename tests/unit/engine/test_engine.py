@@ -20,7 +20,7 @@ from pipelines.request import ImageRequest
 from pipelines.stub import StubPipeline
 from server.engine.engine import Engine
 from server.engine.executors.base import Outcome
-from server.engine.models import RETRY_S
+from server.engine.models import RETRY_S, Budget, ResidentModels
 from server.engine.tickets import Ticket
 
 
@@ -49,7 +49,7 @@ class Bench:
             max_rows=max_rows,
             slots=slots,
             max_resident=max_resident,
-            budget=lambda: budget,
+            budget=lambda: Budget(together=budget, alone=budget),
             stamp=lambda name: self.stamps.get(name),
             weigh=weigh,
             clock=lambda: self.now,
@@ -372,7 +372,10 @@ def test_a_model_that_can_never_fit_is_refused_with_figures() -> None:
     bench.submit(model="large")
     bench.submit(model="a")
     bench.run()
-    assert str(bench.error(0)) == "model large needs 24.00 GB for its weights, and vram_budget_gb allows 10.00"
+    assert (
+        str(bench.error(0))
+        == "model large needs 24.00 GB for its weights, and the device has room (vram_budget_gb) for 10.00"
+    )
     assert bench.outcome(1).pictures
 
 
@@ -455,3 +458,21 @@ def test_closing_after_a_fault_says_internal_not_cancelled() -> None:
     bench.run(turns=1)
     bench.engine.close(Error("Internal server error. Please try again."))
     assert bench.error(0).code == "internal"
+
+
+def test_a_model_alone_may_take_more_than_its_share() -> None:
+    closed: list[str] = []
+
+    class Closing(StubPipeline):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.name = name
+
+        def close(self) -> None:
+            closed.append(self.name)
+
+    weights = {"small": 10, "large": 95}
+    models = ResidentModels(Closing, limit=9, budget=lambda: Budget(together=80, alone=98), weigh=weights.__getitem__)
+    models.get("small", set())
+    models.get("large", set())
+    assert (closed, models.names) == (["small"], ("large",))
