@@ -20,7 +20,7 @@ CARRIED = 2 * LATENTS
 #: Cross attention as initialised is too quiet for a prompt to show.
 PROMPT_GAIN = 4.0
 #: So are SDXL's sizes and pooled prompt, and a distilled UNet's guidance.
-EXTRA_GAIN = 10.0
+EXTRA_GAIN = 4.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,8 @@ def denoising(unet: Any, wiring: Wiring) -> nn.Module:
     for name, parameter in unet.named_parameters():
         if "attn2.to_v" in name or "attn2.to_out.0.weight" in name:
             parameter.mul_(PROMPT_GAIN)
-        if name.startswith("add_embedding") or "cond_proj" in name:
+        sized = unet.config.addition_embed_type is not None and "time_emb_proj" in name
+        if sized or name.startswith("add_embedding") or "cond_proj" in name:
             parameter.mul_(EXTRA_GAIN)
     width = unet.conv_in.out_channels
     carried = [*range(CARRIED), width - 2, width - 1]

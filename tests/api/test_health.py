@@ -189,8 +189,9 @@ def test_keys_are_made_listed_and_revoked(tmp_path: Path) -> None:
     assert keys("add", "x", "--scope", "everything")[0] == 2
 
 
-def test_serve_says_how_to_use_it_and_stops_on_sigterm(tmp_path: Path) -> None:
-    command = [sys.executable, "-u", "-m", "server", "serve", "--port", "0", "--data", str(tmp_path)]
+def start_and_stop(folder: Path) -> str:
+    """What a server says before it is ready."""
+    command = [sys.executable, "-u", "-m", "server", "serve", "--port", "0", "--data", str(folder)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None and server.stderr is not None
         said = ""
@@ -200,10 +201,18 @@ def test_serve_says_how_to_use_it_and_stops_on_sigterm(tmp_path: Path) -> None:
             said += ("\n" if said else "") + line.strip()
         server.send_signal(signal.SIGTERM)
         errors = server.stderr.read()
-    key = (tmp_path / "api_key").read_text().strip()
     assert server.returncode in (0, -signal.SIGTERM)
     assert "Traceback" not in errors
+    return said
+
+
+def test_serve_says_how_to_use_it_and_stops_on_sigterm(tmp_path: Path) -> None:
+    said = start_and_stop(tmp_path)
+    key = (tmp_path / "api_key").read_text().strip()
     assert re.match(r"latentd is listening on http://127\.0\.0\.1:\d+\n", said)
     assert f"API key: {key}\n" in said
     assert "Demo models stand in" in said
     assert f'"key": "{key}"' in said
+    again = start_and_stop(tmp_path)
+    assert key not in again
+    assert f"API key: in {tmp_path / 'api_key'}\n" in again

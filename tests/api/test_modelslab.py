@@ -295,3 +295,17 @@ async def test_the_key_is_nowhere_but_in_the_call(api: Any, caplog: pytest.LogCa
     assert api.key not in "\n".join([*texts, repr(stored)])
     database = b"".join(file.read_bytes() for file in api.parts.settings.data.glob("latentd.db*"))
     assert api.key.encode() not in database
+
+
+@pytest.mark.parametrize("nothing", [False, "false", "none", "No", "null", 0])
+async def test_a_choice_that_is_declined_is_not_given(api: Any, nothing: object) -> None:
+    answer = await api.text2img(webhook=nothing, algorithm_type=nothing, scheduler=nothing)
+    body = answer.json()
+    assert (answer.status_code, body["status"]) == (200, "success")
+    assert "warning" not in body
+
+
+async def test_every_warning_ends_with_one_full_stop(serve: Any) -> None:
+    async with serve(StubExecutor(warnings=["Said without", "Said with.", "Said twice.."])) as api:
+        body = (await api.text2img()).json()
+    assert body["warning"] == "Said without. Said with. Said twice."

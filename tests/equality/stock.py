@@ -179,7 +179,7 @@ def _own(folder: Path) -> str:
     return name
 
 
-def load_ours(checkpoint: str, folder: Path, *, slots: int = 128) -> DiffusionPipeline:
+def load_ours(checkpoint: str, folder: Path, *, file: Path | None = None, slots: int = 128) -> DiffusionPipeline:
     """Our pipeline on the same folder."""
     import importlib
 
@@ -189,7 +189,7 @@ def load_ours(checkpoint: str, folder: Path, *, slots: int = 128) -> DiffusionPi
     from pipelines.registry import FAMILIES
 
     module, _, cls = FAMILIES[FAMILY[checkpoint]].partition(":")
-    spec = ModelSpec(id=checkpoint, family=FAMILY[checkpoint], folder=folder)
+    spec = ModelSpec(id=checkpoint, family=FAMILY[checkpoint], folder=folder, file=file)
     pipeline = getattr(importlib.import_module(module), cls).load(
         spec, Host(device=torch.device("cpu"), slots=slots, read_input=read_input)
     )

@@ -402,6 +402,43 @@ async def test_a_database_that_cannot_be_written_says_so_and_recovers(tmp_path: 
         assert [job.id for job in await store.queued()] == [1, 3]
 
 
+class Panic(BaseException):
+    """What libraries written in Rust raise."""
+
+
+@pytest.mark.parametrize("error", [Panic("broken"), StopIteration()])
+async def test_whatever_a_write_raises_the_next_is_written(tmp_path: Path, error: BaseException) -> None:
+    database = Database(tmp_path / "latentd.db")
+
+    def fail(connection: sa.Connection) -> int:
+        raise error
+
+    await database.start()
+    try:
+        async with asyncio.timeout(10):
+            with pytest.raises(Unavailable):
+                await database.write(fail)
+            assert await database.write(lambda connection: 1) == 1
+    finally:
+        await database.close()
+
+
+async def test_errors_of_the_database_hold_no_values(tmp_path: Path) -> None:
+    database = Database(tmp_path / "latentd.db")
+    broken = sa.text("INSERT INTO nowhere VALUES (:secret)").bindparams(secret="canary")
+    await database.start()
+    try:
+        with pytest.raises(Unavailable) as written:
+            await database.write(lambda connection: connection.execute(broken).rowcount)
+        with pytest.raises(Unavailable) as read:
+            await database.read(lambda connection: connection.execute(broken).rowcount)
+    finally:
+        await database.close()
+    for error in (written.value, read.value):
+        assert "nowhere" in str(error.__cause__)
+        assert "canary" not in str(error.__cause__)
+
+
 async def test_what_is_no_database_is_refused(tmp_path: Path) -> None:
     write_text(tmp_path / "latentd.db", "not a database, and long enough to look at" * 30)
     with pytest.raises(Unavailable, match=r"latentd\.db cannot be opened"):

@@ -149,6 +149,25 @@ def test_a_slot_that_held_something_not_finite_is_clean_for_the_next_row(
     assert difference(before, after) == 0
 
 
+@pytest.mark.parametrize("reproducible", [False, True])
+def test_a_row_that_cannot_enter_leaves_nothing_behind(
+    sd15: StableDiffusion15, monkeypatch: pytest.MonkeyPatch, reproducible: bool
+) -> None:
+    import torch
+
+    def fail(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sd15, "_begin", fail)
+        for _ in range(sd15.slots + 1):
+            with pytest.raises(OutOfMemory):
+                entered(sd15, wish(reproducible=reproducible))
+    assert not any(lane.alone for lane in sd15.pools)
+    assert all(pool.empty for pool in sd15.pools.values())
+    finished(sd15, entered(sd15, wish(reproducible=reproducible)))
+
+
 def test_a_decoder_without_memory_is_asked_for_fewer_rows(
     sd15: StableDiffusion15, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -278,7 +278,14 @@ def test_without_default_the_only_model_with_weights_draws(tmp_path: Path) -> No
         shipped(tmp_path).default()
 
 
+def test_without_default_or_weights_the_sd15_demo_draws(tmp_path: Path) -> None:
+    chosen = shipped(tmp_path).default()
+    assert (chosen.id, chosen.demo is not None) == ("sd15", True)
+
+
 def test_without_default_the_choice_is_listed(tmp_path: Path) -> None:
+    add_weights(tmp_path, "sdxl-turbo")
+    add_weights(tmp_path, "sdxl")
     with pytest.raises(InvalidRequest, match="there are: dreamshaper-8-lcm, flux, flux-fill, flux-sch") as caught:
         shipped(tmp_path).default()
     assert caught.value.field == "model"

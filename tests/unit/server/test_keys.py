@@ -90,7 +90,7 @@ async def test_the_configured_key_holds_all_scopes(tmp_path: Path) -> None:
     assert not (tmp_path / "api_key").exists()
 
 
-async def test_without_any_key_one_is_made_and_kept(tmp_path: Path) -> None:
+async def test_without_any_key_one_is_made_told_once_and_kept(tmp_path: Path) -> None:
     async with keys(tmp_path, key_file=True) as store:
         made = store.generated
         assert made is not None
@@ -98,7 +98,9 @@ async def test_without_any_key_one_is_made_and_kept(tmp_path: Path) -> None:
     file = tmp_path / "api_key"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     async with keys(tmp_path, key_file=True) as store:
-        assert store.generated == made == file.read_text().strip()
+        assert (store.generated, store.used_file) == (None, file)
+        assert made == file.read_text().strip()
+        assert (await store.authenticate(made)) is not None
 
 
 async def test_operators_who_made_keys_get_no_other(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -410,14 +409,6 @@ async def test_anything_but_a_plain_200_reads_the_same_and_shows_nothing() -> No
         there.answers = {f"/{path}": answer for path, answer in answers.items()}
         for path in there.answers:
             await refused(LOCAL, there.url(path))
-
-
-@pytest.mark.anyio
-async def test_names_are_looked_up_in_threads_of_their_own() -> None:
-    async with site(a=http("200 OK", b"here")) as there:
-        guard = Guard(["localhost"])
-        assert await guard.get(f"http://localhost:{there.port}/a", max_bytes=9) == b"here"
-    assert any(thread.name.startswith("dns") for thread in threading.enumerate())
 
 
 class Stream(httpcore2.AsyncNetworkStream):

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,6 +34,53 @@ REQUEST = ImageRequest(model="sd15", prompt="a red bridge", width=64, height=64,
 PATIENT = 30.0
 
 
+class FailingStore(MemoryJobStore):
+    """Cannot make the changes named in ``out``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out: set[str] = set()
+        self.refused = asyncio.Event()
+
+    def check(self, change: str) -> None:
+        if change in self.out:
+            self.refused.set()
+            raise Unavailable("The server cannot write to its database")
+
+    async def begin(self, job_id: int, *, now: float) -> Job | None:
+        self.check("begin")
+        return await super().begin(job_id, now=now)
+
+    async def finish(self, job_id: int, *, result: dict[str, Any], warnings: tuple[str, ...], now: float) -> Job | None:
+        self.check("finish")
+        return await super().finish(job_id, result=result, warnings=warnings, now=now)
+
+    async def fail(self, job_id: int, *, code: str, message: str, now: float) -> Job | None:
+        self.check("fail")
+        return await super().fail(job_id, code=code, message=message, now=now)
+
+    async def release(self, job_id: int) -> Job | None:
+        self.check("release")
+        return await super().release(job_id)
+
+
+class StuckImages(LocalImageStore):
+    """Stores nothing in any test's time."""
+
+    async def put(self, name: str, data: bytes) -> None:
+        await asyncio.sleep(2 * PATIENT)
+
+
+class HalfBrokenImages(LocalImageStore):
+    """Stores the first picture of a job, a little late, and no other."""
+
+    async def put(self, name: str, data: bytes) -> None:
+        if not name.startswith("0-"):
+            raise Unavailable("The server cannot store images")
+        await asyncio.sleep(0.02)
+        await super().put(name, data)
+
+
 @dataclass
 class World:
     """A service and what it works with."""
@@ -40,10 +88,11 @@ class World:
     folder: Path
     executor: StubExecutor = field(default_factory=StubExecutor)
     jobs: MemoryJobStore = field(default_factory=MemoryJobStore)
+    image_store: type[LocalImageStore] = LocalImageStore
 
     @property
     def images(self) -> LocalImageStore:
-        return LocalImageStore(self.folder / "images")
+        return self.image_store(self.folder / "images")
 
     def service(self, **limits: float) -> Service:
         # Nothing listens on port 9, and the list of private hosts lets it be tried.
@@ -151,9 +200,17 @@ async def test_foreign_unknown_and_malformed_ids_look_the_same(world: World) -> 
     async with world.running() as service:
         job = await submit(service)
         assert await service.get(str(job.id), "me") is not None
-        others = ["other", "me", "me", "me", "me", "me", "me"]
-        ids = [job.id, job.id + 1, "", "x", -1, 2**80, "9" * 5000]
-        assert [await service.get(one, owner) for one, owner in zip(ids, others, strict=True)] == [None] * 7
+        others = ["other", "me", "me", "me", "me", "me", "me", "me", "me", "me"]
+        ids = [job.id, job.id + 1, "", "x", -1, 2**80, "9" * 5000, job.id + 0.5, 1e300, float("nan")]
+        assert [await service.get(one, owner) for one, owner in zip(ids, others, strict=True)] == [None] * 10
+
+
+async def test_ids_are_known_however_they_are_spelled(world: World) -> None:
+    async with world.running() as service:
+        job = await submit(service)
+        for spelling in (str(job.id), f" {job.id}\n", float(job.id)):
+            found = await service.get(spelling, "me")
+            assert found is not None and found.id == job.id
 
 
 async def test_queues_are_bounded_per_key_and_in_all(world: World) -> None:
@@ -227,6 +284,93 @@ async def test_a_job_that_was_started_too_often_fails(world: World) -> None:
     assert (failed.state, failed.attempts) == (JobState.FAILED, 2)
 
 
+@pytest.mark.parametrize("change", ["begin", "finish"])
+async def test_a_drawn_picture_outlives_an_outage_of_the_database(world: World, change: str) -> None:
+    world.jobs = store = FailingStore()
+    store.out.add(change)
+    async with world.running(retry_pause_s=0.001) as service:
+        job = await submit(service)
+        await store.refused.wait()
+        assert not (await service.wait(job.id, 0.02)).state.terminal
+        store.out.clear()
+        done = await service.wait(job.id, PATIENT)
+    assert (done.state, done.attempts, len(world.executor.requests)) == (JobState.SUCCEEDED, 1, 1)
+
+
+async def test_a_failure_is_stored_once_the_database_can(world: World) -> None:
+    world.jobs = store = FailingStore()
+    store.out.add("fail")
+    world.executor.fail_next(NonFinite("Latents became NaN."))
+    async with world.running(retry_pause_s=0.001) as service:
+        job = await submit(service)
+        await store.refused.wait()
+        store.out.clear()
+        assert (await service.wait(job.id, PATIENT)).error_code == "non_finite"
+
+
+async def test_closing_in_an_outage_leaves_the_job_to_be_drawn_again(world: World) -> None:
+    world.jobs = store = FailingStore()
+    store.out |= {"finish", "release"}
+    async with world.running(retry_pause_s=PATIENT) as service:
+        job = await submit(service)
+        await store.refused.wait()
+    store.out.clear()
+    async with world.running() as service:
+        assert (await service.wait(job.id, PATIENT)).state is JobState.SUCCEEDED
+    assert len(world.executor.requests) == 2
+
+
+async def test_a_dead_device_thread_takes_no_jobs_and_fails_none(world: World) -> None:
+    world.executor.hold()
+    async with world.running(window=2) as service:
+        handed, unseen, waiting = [await submit(service, seed=seed) for seed in range(3)]
+        # Its generation is not made before the loop's next turn: it counts as not handed over.
+        await world.executor.close()
+        with pytest.raises(Unavailable):
+            await submit(service)
+        await asyncio.sleep(0.02)
+        for job in (handed, unseen, waiting):
+            left = await world.jobs.get(job.id)
+            assert left is not None and left.state is JobState.QUEUED
+    assert world.executor.requests == []
+
+
+async def test_waiting_while_draining_is_answered_at_once(world: World) -> None:
+    world.executor.hold()
+    async with world.running() as service:
+        job = await submit(service)
+        service.drain()
+        async with asyncio.timeout(PATIENT / 10):
+            assert not (await service.wait(job.id, PATIENT)).state.terminal
+
+
+async def test_the_estimate_for_a_waiting_job_holds_its_own_cost(world: World) -> None:
+    world.executor = StubExecutor(held=True, per_row_s=2.0)
+    async with world.running(window=1) as service:
+        await submit(service)
+        last = await submit(service, steps=10, samples=3)
+        await world.executor.received(1)
+        assert service.eta(last) >= 60.0
+
+
+async def test_a_job_whose_task_hangs_at_the_end_gets_its_try_back(world: World) -> None:
+    world.image_store = StuckImages
+    async with world.running(close_grace_s=0.01) as service:
+        job = await submit(service)
+        await running(world, job.id)
+    left = await world.jobs.get(job.id)
+    assert left is not None
+    assert (left.state, left.attempts) == (JobState.QUEUED, 0)
+
+
+async def test_a_job_that_fails_leaves_no_files(world: World) -> None:
+    world.image_store = HalfBrokenImages
+    async with world.running() as service:
+        job = await service.wait((await submit(service, samples=2)).id, PATIENT)
+    assert (job.state, job.error_code) == (JobState.FAILED, "unavailable")
+    assert list((world.folder / "images").iterdir()) == []
+
+
 async def test_only_a_job_that_reached_the_device_has_had_a_try(world: World) -> None:
     world.executor = StubExecutor(held=True)
     async with world.running() as service:
@@ -283,9 +427,17 @@ async def test_nothing_is_accepted_while_draining(world: World) -> None:
 
 
 def test_the_backlog_counts_who_is_ahead() -> None:
-    backlog = Backlog(max_jobs=10, max_jobs_per_owner=10)
+    backlog = Backlog(max_jobs=10, max_jobs_per_owner=10, aging_s=10.0)
     for job_id in (11, 12, 13):
-        backlog.push(job_id)
+        backlog.push(job_id, arrived=0.0)
     assert [backlog.ahead(job_id) for job_id in (11, 12, 13)] == [0, 1, 2]
     backlog.drop(12)
     assert [backlog.pop(), backlog.ahead(13), backlog.pop(), backlog.pop()] == [11, 0, 13, None]
+
+
+def test_in_the_backlog_priority_is_worth_so_many_seconds_and_no_more() -> None:
+    backlog = Backlog(max_jobs=10, max_jobs_per_owner=10, aging_s=10.0)
+    backlog.push(11, arrived=100.0)
+    backlog.push(12, arrived=105.0, priority=1)
+    backlog.push(13, arrived=115.0, priority=1)
+    assert [backlog.pop() for _ in range(3)] == [12, 11, 13]
