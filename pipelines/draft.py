@@ -148,7 +148,12 @@ def _clamp(name: str, asked: N | None, default: N, low: N, high: N, warnings: li
 
 
 def _changed(name: str, asked: float, used: float) -> str:
-    return f"{name} {asked:g} was {'raised' if used > asked else 'lowered'} to {used:g}."
+    return f"{name} {_plain(asked)} was {'raised' if used > asked else 'lowered'} to {_plain(used)}."
+
+
+def _plain(number: float) -> str:
+    """As people write it: 1000000000, not 1e+09."""
+    return str(int(number)) if number == int(number) else f"{number:g}"
 
 
 def _choose_guidance(draft: ImageDraft, model: ModelSpec, fallback: Defaults, warnings: list[str]) -> float:

@@ -58,6 +58,12 @@ class ImageRequest:
     strength: float = 1.0
     #: Flux: guidance by a second forward with the negative prompt (``guidance`` is the distilled one); at most 1: none.
     true_cfg: float = 1.0
+    #: CLIP's hidden layer, counted from the last one: 1 is stock for SD1.5, 1 and 2 for SDXL; Flux ignores it.
+    clip_skip: int = 1
+    #: (name, strength) of the LoRAs laid over the model for this request's rows, in order.
+    loras: tuple[tuple[str, float], ...] = ()
+    #: What replaces a picture that the safety checker flags (``pipelines.safety``); None: it is not checked.
+    safety: str | None = None
     #: Bit-equal whatever the neighbours: drawn in forwards of its own.
     reproducible: bool = False
     #: Larger goes first.
@@ -77,4 +83,5 @@ class ImageRequest:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> ImageRequest:
         """The inverse of ``to_json``."""
-        return cls(**{**values, "sigmas": Sigmas(values["sigmas"])})
+        loras = tuple((name, strength) for name, strength in values.get("loras", ()))
+        return cls(**{**values, "sigmas": Sigmas(values["sigmas"]), "loras": loras})

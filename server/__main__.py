@@ -1,4 +1,4 @@
-"""The command line: serve, and keys. Heavy imports wait inside the functions, so that --help answers at once."""
+"""The command line: serve, pull, models, keys. Heavy imports wait inside the functions: --help answers at once."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import typer
 
 if TYPE_CHECKING:
     from server.app import Parts
+    from server.catalog import Catalog
     from server.config import Settings
     from server.keys import ApiKey, KeyStore
 
@@ -30,6 +31,8 @@ _Data = Annotated[Path | None, typer.Option(help="Folder for database, images an
 
 #: Seconds that open connections get after SIGTERM; those that wait for pictures are answered at once.
 _SHUTDOWN_S = 10
+#: Bytes of a request's first line and headers; what one read brings beyond is let through.
+_LONGEST_HEAD = 64 * 1024
 
 
 @app.command()
@@ -43,6 +46,53 @@ def serve(
     settings = _load(config, host=host, port=port, data=data)
     listener = _listen(settings.host, settings.port)
     _serve(settings, listener)
+
+
+@app.command()
+def pull(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Models, or hub ids: owner/name.")],
+    family: Annotated[str | None, typer.Option(help="For a hub id in no model file: sd15, sdxl, flux.")] = None,
+    update: Annotated[bool, typer.Option("--update", help="Move to the newest commit.")] = False,
+    config: _Config = None,
+    data: _Data = None,
+) -> None:
+    """Fetch real weights from the Hugging Face hub; what a killed pull has fetched is kept."""
+    from rich.console import Console
+
+    from server.pull import PullError
+    from server.pull import pull as pull_model
+    from server.pull.bars import Bars
+
+    settings = _load(config, data=data)
+    catalog = _load_catalog(settings)
+    console = Console()
+    try:
+        for name in names:
+            with Bars(console) as bars:
+                id_, came = pull_model(name, catalog, settings.data, bars, family=family, update=update)
+            console.print(f"{id_} {'is ready' if came else 'was here already'}", highlight=False)
+    except PullError as error:
+        _exit(str(error), code=1)
+    except KeyboardInterrupt:
+        _exit("stopped; the next pull goes on from here", code=130)
+
+
+@app.command("models")
+def list_models(config: _Config = None, data: _Data = None) -> None:
+    """Show all models: whether their weights are here, their size, licence and origin."""
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    from pipelines.registry import FAMILIES
+    from server.pull.overview import overview
+
+    settings = _load(config, data=data)
+    columns = (Column(name, overflow="fold") for name in ("state", "size", "from", "licence"))
+    table = Table(Column("model", no_wrap=True), *columns, box=None)
+    for row in overview(_load_catalog(settings), settings.data, FAMILIES):
+        size = f"{row.size / 1e9:.1f} GB" if row.size else f"({row.pull_gb:.1f} GB)" if row.pull_gb else ""
+        table.add_row(row.id, row.state, size, f"{row.hub}@{row.commit}".removesuffix("@"), row.licence)
+    Console().print(table)
 
 
 @keys.command("add")
@@ -99,6 +149,7 @@ def revoke_key(
 def _serve(settings: Settings, listener: socket.socket) -> None:
     import uvicorn
 
+    from server.api.connections import Connection
     from server.app import build_app
     from server.config import ConfigError
 
@@ -127,7 +178,8 @@ def _serve(settings: Settings, listener: socket.socket) -> None:
         log_config=None,
         server_header=False,
         ws="none",
-        h11_max_incomplete_event_size=64 * 1024,
+        http=Connection,
+        h11_max_incomplete_event_size=_LONGEST_HEAD,
         timeout_graceful_shutdown=_SHUTDOWN_S,
     )
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -144,11 +196,14 @@ def _welcome(parts: Parts, listener: socket.socket) -> str:
     demos = [model.id for model in models if model.demo is not None]
     if demos:
         lines.append(f"Demo models stand in for real weights: {', '.join(demos)}.")
+        lines.append("./latentd pull <model> gets real weights.")
     if not models:
         lines.append("There are no models.")
     key = parts.keys.generated
     if key is not None:
         lines.append(f"API key: {key}")
+    elif parts.keys.used_file is not None:
+        lines.append(f"API key: in {parts.keys.used_file}")
     body = {"key": key or "YOUR_KEY", "prompt": "a red bridge"} | ({"model_id": models[0].id} if models else {})
     lines.append(
         f"Try: curl -s {address}/api/v6/images/text2img -H 'Content-Type: application/json' -d '{json.dumps(body)}'"
@@ -161,6 +216,18 @@ def _load(config: Path | None, **arguments: object) -> Settings:
 
     try:
         return Settings.load(config, **arguments)
+    except ConfigError as error:
+        _exit(str(error))
+
+
+def _load_catalog(settings: Settings) -> Catalog:
+    """The models without a server: no default is needed, and a wrong one is no hindrance."""
+    from pipelines.registry import FAMILIES
+    from server.catalog import Catalog
+    from server.config import ROOT, ConfigError
+
+    try:
+        return Catalog.load(configs=ROOT / "configs", data=settings.data, families=FAMILIES)
     except ConfigError as error:
         _exit(str(error))
 

@@ -10,6 +10,7 @@ from typing import cast
 
 from fastapi import FastAPI
 
+from pipelines.inputs import ReadInput
 from pipelines.registry import FAMILIES
 from server.api.dialect import Context, Dialect, load_dialects
 from server.api.errors import Owners, install
@@ -19,6 +20,7 @@ from server.catalog import Catalog
 from server.config import ROOT, Settings
 from server.database.connect import Database
 from server.engine.executors.base import Executor
+from server.inputs import Inputs
 from server.jobs.base import JobStore
 from server.jobs.sql import SqlJobStore
 from server.keys import KeyStore
@@ -39,6 +41,7 @@ class Parts:
     keys: KeyStore
     jobs: JobStore
     images: ImageStore
+    inputs: Inputs
     executor: Executor
     guard: Guard
     service: Service
@@ -58,8 +61,9 @@ def build_parts(
     database = open_database(settings)
     jobs = jobs or SqlJobStore(database)
     images = images or LocalImageStore(settings.data / "images")
-    executor = executor or _local_executor(settings, catalog)
     guard = Guard(settings.allow_private_hosts)
+    inputs = Inputs(guard, settings.data / "inputs")
+    executor = executor or _local_executor(settings, catalog, inputs.read)
     dialects = load_dialects({"modelslab": settings.modelslab.model_dump()})
     service = Service(
         executor,
@@ -79,6 +83,7 @@ def build_parts(
         keys=build_keys(settings, database),
         jobs=jobs,
         images=images,
+        inputs=inputs,
         executor=executor,
         guard=guard,
         service=service,
@@ -89,7 +94,11 @@ def build_parts(
 def load_catalog(settings: Settings) -> Catalog:
     """The models of the checkout and of the data folder. Raises ``ConfigError``."""
     return Catalog.load(
-        configs=ROOT / "configs", data=settings.data, families=FAMILIES, default_model=settings.default_model
+        configs=ROOT / "configs",
+        data=settings.data,
+        families=FAMILIES,
+        default_model=settings.default_model,
+        realtime_model=settings.realtime_model,
     )
 
 
@@ -117,6 +126,7 @@ async def running(parts: Parts) -> AsyncIterator[None]:
             await part.start()
             stack.push_async_callback(part.close)
         await parts.images.start()
+        await parts.inputs.start()
         for later in (parts.executor, parts.service):
             await later.start()
             stack.push_async_callback(later.close)
@@ -166,6 +176,7 @@ def _add_routes(app: FastAPI, parts: Parts) -> None:
         catalog=parts.catalog,
         keys=parts.keys,
         guard=parts.guard,
+        inputs=parts.inputs,
         public_url=settings.public_url,
         sync_wait_s=settings.sync_wait_s,
         reproducible=settings.reproducible,
@@ -193,7 +204,7 @@ def version() -> str:
     return cast(str, project["project"]["version"])
 
 
-def _local_executor(settings: Settings, catalog: Catalog) -> Executor:
+def _local_executor(settings: Settings, catalog: Catalog, read_input: ReadInput) -> Executor:
     # Brings torch in, which nothing but a real server needs.
     from server.engine.executors.local import LocalExecutor
 
@@ -203,4 +214,7 @@ def _local_executor(settings: Settings, catalog: Catalog) -> Executor:
         threads=settings.threads or 0,
         max_rows=settings.max_rows,
         max_resident=settings.max_resident_models,
+        budget_gb=settings.vram_budget_gb,
+        offload=settings.offload,
+        read_input=read_input,
     )

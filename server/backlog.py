@@ -9,16 +9,19 @@ from server.errors import QueueFull
 
 
 class Backlog:
-    """Job ids, largest priority first and then in order of arrival; a few dozen bytes each.
+    """Job ids, most urgent first; a few dozen bytes each.
+
+    As in the lanes, a job of priority p counts as if it had arrived p x ``aging_s`` earlier, so that none starves.
 
     A place is taken with ``reserve`` before the job is stored and given back with ``free`` when it is terminal, so
     jobs that are being drawn count as well.
     """
 
-    def __init__(self, *, max_jobs: int, max_jobs_per_owner: int) -> None:
+    def __init__(self, *, max_jobs: int, max_jobs_per_owner: int, aging_s: float) -> None:
         self._max_jobs = max_jobs
         self._max_jobs_per_owner = max_jobs_per_owner
-        self._heap: list[tuple[int, int, int]] = []
+        self._aging_s = aging_s
+        self._heap: list[tuple[float, int, int]] = []
         self._sequences: dict[int, int] = {}
         self._next_sequence = 0
         self._last_taken = -1
@@ -44,10 +47,10 @@ class Backlog:
         if self._places[owner] <= 0:
             del self._places[owner]
 
-    def push(self, job_id: int, priority: int = 0) -> None:
-        """Appends a job."""
+    def push(self, job_id: int, *, arrived: float, priority: int = 0) -> None:
+        """A job waits from now on; ``arrived`` in seconds."""
         self._sequences[job_id] = self._next_sequence
-        heapq.heappush(self._heap, (-priority, self._next_sequence, job_id))
+        heapq.heappush(self._heap, (arrived - self._aging_s * priority, self._next_sequence, job_id))
         self._next_sequence += 1
 
     def pop(self) -> int | None:

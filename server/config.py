@@ -20,6 +20,8 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from pipelines.model import Offload
+
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_FILE = ROOT / "configs" / "server.toml"
 
@@ -90,7 +92,7 @@ class Settings(BaseSettings):
     sync_wait_s: float = Field(default=15.0, ge=0, le=3600)
     #: Hosts, addresses and networks that webhooks and input URLs may reach although they are not public.
     allow_private_hosts: _Strings = ()
-    #: Drawn when a request names no model; unset: the only model, if there is one only.
+    #: Drawn when a request names no model; unset: the only model with weights, before any are here the sd15 demo.
     default_model: str | None = None
     #: Drawn by the realtime endpoints; unset: the default model.
     realtime_model: str | None = None
@@ -106,7 +108,11 @@ class Settings(BaseSettings):
     #: Most rows in one forward; memory may set less.
     max_rows: int = Field(default=16, ge=1)
     #: Models kept on the device at a time; the least recently used one leaves.
-    max_resident_models: int = Field(default=2, ge=1)
+    max_resident_models: int = Field(default=4, ge=1)
+    #: Gigabytes of weights on the device at a time; unset: four fifths of a GPU's memory, any on the CPU.
+    vram_budget_gb: float | None = Field(default=None, gt=0)
+    #: What of a model rests in the computer's memory while it is not used: none, encoders, model, sequential.
+    offload: Offload = Offload.NONE
     #: "auto" (the first GPU, else the CPU), "cpu", "cuda" or "cuda:<n>".
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d{1,2})?)$")
     #: Threads of one forward on the CPU; unset: torch decides.

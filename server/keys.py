@@ -81,8 +81,10 @@ class KeyStore:
         self._clock = clock
         self._bootstrap: ApiKey | None = None
         self._bootstrap_digest = b""
-        #: The key in ``key_file``, to be printed at start; None when the operator set one or made others.
+        #: The key that this start made, to be printed once; ``key_file`` holds it from then on.
         self.generated: str | None = None
+        #: The file whose key is in use; None when the operator set a key or made others.
+        self.used_file: Path | None = None
 
     async def start(self) -> None:
         """Opens the database; finds or makes the bootstrap key. Raises ``Unavailable``."""
@@ -147,10 +149,11 @@ class KeyStore:
         if key is None and self._key_file is not None:
             usable = any(key.revoked_at is None for key in await self.list())
             try:
-                key = await asyncio.to_thread(_read_or_make, self._key_file, make=not usable)
+                key, made = await asyncio.to_thread(_read_or_make, self._key_file, make=not usable)
             except OSError as error:
                 raise Unavailable(f"The key file {self._key_file.name} can be neither read nor made") from error
-            self.generated = key
+            self.generated = key if made else None
+            self.used_file = None if key is None else self._key_file
         if key is None:
             return
         if len(key) < MIN_BOOTSTRAP_LENGTH:
@@ -196,17 +199,18 @@ def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
 
 
-def _read_or_make(file: Path, *, make: bool) -> str | None:
+def _read_or_make(file: Path, *, make: bool) -> tuple[str | None, bool]:
+    """The key in the file, and whether it was made just now."""
     try:
-        return file.read_text(encoding="utf-8").strip()
+        return file.read_text(encoding="utf-8").strip(), False
     except FileNotFoundError:
         if not make:
-            return None
+            return None, False
     key = new_key()
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as opened:
         opened.write(key + "\n")
-    return key
+    return key, True
 
 
 def _api_key(row: sa.Row[Any]) -> ApiKey:

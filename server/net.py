@@ -12,21 +12,19 @@ import ipaddress
 import re
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from urllib.parse import quote
 
 import httpcore2
 import httpx2
 
 from server.errors import BodyTooLarge, RefusedAddress
+from server.look_ups import LookUps, Resolver, ask_system
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-#: Host and port to addresses; raises ``OSError`` when there are none.
-Resolver = Callable[[str, int], Awaitable[list[str]]]
 
 PORTS = frozenset({80, 443, 8080, 8443})
 
@@ -34,8 +32,6 @@ PORTS = frozenset({80, 443, 8080, 8443})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 #: What may stand in a Location as it is; bytes beyond ASCII are percent-encoded one by one, whatever they spell.
 _LOCATION_SAFE = "!#$%&'()*+,/:;=?@[]~"
-#: A resolver that hangs may hold so many threads and no others.
-_LOOK_UPS = 16
 
 #: Everything httpcore2 and the resolver raise when there is no proper answer, deadlines included.
 _FAILURES = (httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.TimeoutException, OSError)
@@ -147,11 +143,9 @@ class Answer:
 class Guard:
     """Talks to public addresses, and to those the operator listed."""
 
-    def __init__(self, allow: Iterable[str] = (), *, resolve: Resolver | None = None) -> None:
+    def __init__(self, allow: Iterable[str] = (), *, resolve: Resolver = ask_system) -> None:
         self._allow = tuple(Allowed.parse(entry) for entry in allow)
-        self._resolve = resolve or self._look_up
-        # Not the loop's own pool, in which files are read and written: names of strangers may take long.
-        self._look_ups = ThreadPoolExecutor(max_workers=_LOOK_UPS, thread_name_prefix="dns")
+        self._look_up = LookUps(resolve)
 
     def check_url(self, url: str) -> None:
         """Refuses what can be seen to be hopeless without asking a resolver: raises ``RefusedAddress``."""
@@ -167,7 +161,7 @@ class Guard:
             raise _unreachable(parsed.host)
 
     async def post(self, url: str, body: bytes, headers: Mapping[str, str], *, timeout_s: float) -> Answer:
-        """Posts once, in ``timeout_s`` seconds all in all; redirects are answers like any other.
+        """Posts once, in ``timeout_s`` seconds from its own look-up on; redirects are answers like any other.
 
         Raises ``RefusedAddress``, with one text for refused and unreachable, so that nothing is learned about the
         networks around the server; the cause is for the log.
@@ -175,10 +169,16 @@ class Guard:
         self.check_url(url)
         parsed = _parse(url)
         sent = _headers() | _credentials(parsed) | {name.lower(): value for name, value in headers.items()}
+        deadline = asyncio.timeout(None)
+
+        def begin() -> None:
+            # Not sooner: the receiver is not to blame for the look-ups that wait before its own.
+            deadline.reschedule(asyncio.get_running_loop().time() + timeout_s)
+
         try:
             async with (
-                asyncio.timeout(timeout_s),
-                self._pool() as pool,
+                deadline,
+                self._pool(begin) as pool,
                 pool.stream("POST", _target(parsed), headers=list(sent.items()), content=body) as response,
             ):
                 return Answer(status=response.status, retry_after=_header(response, b"retry-after").decode("latin-1"))
@@ -220,36 +220,36 @@ class Guard:
                 url = _redirected(url, _header(response, b"location"))
         raise httpcore2.RemoteProtocolError(f"more than {redirects} redirects")
 
-    def _pool(self) -> httpcore2.AsyncConnectionPool:
+    def _pool(self, begin: Callable[[], None] = lambda: None) -> httpcore2.AsyncConnectionPool:
         """Connections for one request: each is judged when it is made, so none is kept.
 
         No httpx2 client on top: it logs whole URLs, with the secrets in their queries, and looks for proxies in the
         environment, which would resolve names themselves.
         """
         return httpcore2.AsyncConnectionPool(
-            ssl_context=self._tls, network_backend=_Dialler(self), max_keepalive_connections=0
+            ssl_context=self._tls, network_backend=_Dialler(self, begin), max_keepalive_connections=0
         )
 
     @cached_property
     def _tls(self) -> ssl.SSLContext:
         return httpx2.create_ssl_context(trust_env=False)
 
-    async def addresses(self, host: str, port: int) -> list[str]:
-        """Where the host may be dialled, in the resolver's order. Raises ``OSError`` if any answer is refused."""
+    async def addresses(self, host: str, port: int, begin: Callable[[], None] = lambda: None) -> list[str]:
+        """Where the host may be dialled, in the resolver's order. Raises ``OSError`` if any answer is refused.
+
+        ``begin`` is called once nothing but the host's own look-up is waited for.
+        """
         name = _canonical(host)
         if isinstance(name, str):
-            found = [ipaddress.ip_address(address.partition("%")[0]) for address in await self._resolve(name, port)]
+            answers = await self._look_up(name, port, begin)
+            found = [ipaddress.ip_address(address.partition("%")[0]) for address in answers]
         else:
+            begin()
             found = [name]
         refused = [str(address) for address in found if not self._may_dial(name, address, port)]
         if refused or not found:
             raise ConnectionRefusedError(f"{host} port {port} is refused: {', '.join(refused) or 'no address'}")
         return [str(address) for address in dict.fromkeys(found)]
-
-    async def _look_up(self, host: str, port: int) -> list[str]:
-        look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
-        found = await asyncio.get_running_loop().run_in_executor(self._look_ups, look_up)
-        return [str(address[0]) for *_, address in found]
 
     def _may_dial(self, host: str | Address, address: Address, port: int) -> bool:
         return (port in PORTS and is_public(address)) or self._covers(host, address, port)
@@ -261,8 +261,9 @@ class Guard:
 class _Dialler(httpcore2.AsyncNetworkBackend):
     """Dials vetted addresses and nothing else."""
 
-    def __init__(self, guard: Guard) -> None:
+    def __init__(self, guard: Guard, begin: Callable[[], None]) -> None:
         self._guard = guard
+        self._begin = begin
         self._network = httpcore2.AnyIOBackend()
 
     async def connect_tcp(
@@ -275,7 +276,7 @@ class _Dialler(httpcore2.AsyncNetworkBackend):
     ) -> httpcore2.AsyncNetworkStream:
         """Tries the host's addresses in turn. Raises ``httpcore2.ConnectError``."""
         try:
-            addresses = await self._guard.addresses(host, port)
+            addresses = await self._guard.addresses(host, port, self._begin)
         except (OSError, ValueError) as error:
             raise httpcore2.ConnectError(str(error)) from error
         failure: Exception | None = None

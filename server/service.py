@@ -17,9 +17,12 @@ from pipelines.request import ImageRequest
 from server.backlog import Backlog
 from server.catalog import Catalog
 from server.engine.executors.base import EngineStats, Executor, Generation, Outcome, Picture
+from server.engine.lanes import AGING_S
 from server.errors import NotFound, Unavailable
 from server.jobs.base import DuplicateJob, Job, JobState, JobStore, WebhookState
-from server.jobs.ids import LIMIT, new_id
+from server.jobs.ids import new_id, parse_id
+from server.notices import Notices
+from server.patience import Interrupted, Patience
 from server.storage.base import ImageStore
 from server.storage.names import new_name
 from server.storage.png import encode_png
@@ -47,10 +50,6 @@ class _Open:
     final: Job | None = None
 
 
-class _Interrupted(Exception):
-    """The server closes: the job keeps its state and is drawn again at the next start."""
-
-
 class Service:
     """Submits, draws and answers jobs. One event loop; ``start`` before use, ``close`` at the end.
 
@@ -73,25 +72,24 @@ class Service:
         window: int = 64,
         encoders: int = 2,
         close_grace_s: float = 10.0,
+        retry_pause_s: float = 0.25,
     ) -> None:
         self._executor = executor
         self._jobs = jobs
         self._images = images
-        self._webhooks = webhooks
+        self._notices = Notices(webhooks, jobs, webhook_bodies)
         self._catalog = catalog
-        self._webhook_bodies = webhook_bodies
         self._deadline_s = deadline_s
         self._max_attempts = max_attempts
         self._window = window
         self._close_grace_s = close_grace_s
+        self._patience = Patience(pause_s=retry_pause_s)
         self._encoders = ThreadPoolExecutor(max_workers=encoders, thread_name_prefix="encode")
-        self._backlog = Backlog(max_jobs=max_queued_jobs, max_jobs_per_owner=max_queued_jobs_per_key)
+        self._backlog = Backlog(max_jobs=max_queued_jobs, max_jobs_per_owner=max_queued_jobs_per_key, aging_s=AGING_S)
         self._open: dict[int, _Open] = {}
         self._generations: dict[int, Generation] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._records: set[asyncio.Task[None]] = set()
         self._accepting = False
-        self._closing = False
         self._started_at = 0.0
         self._pace_s = 1.0
         self._last_finish = 0.0
@@ -109,7 +107,7 @@ class Service:
             else:
                 self._enqueue(job, forced=True)
         for job in await self._jobs.undelivered():
-            self._notify(job)
+            self._notices.send(job)
         self._accepting = True
         self._pump()
 
@@ -127,7 +125,7 @@ class Service:
         closed here, because what became of them is still to be stored.
         """
         self.drain()
-        self._closing = True
+        self._patience.end()
         for generation in self._generations.values():
             generation.cancel()
         if self._tasks:
@@ -135,8 +133,7 @@ class Service:
             for task in hung:
                 task.cancel()
             await asyncio.gather(*hung, return_exceptions=True)
-        await self._webhooks.close()
-        await asyncio.gather(*self._records, return_exceptions=True)
+        await self._notices.close()
         self._encoders.shutdown()
 
     # What dialects call
@@ -167,9 +164,9 @@ class Service:
         """Stores the job and queues it; it can be fetched, also after a crash, once this returns.
 
         Raises ``QueueFull`` when the key or the server has as many unfinished jobs as allowed, ``Unavailable`` while
-        the server starts or drains.
+        the server starts or drains, and once the device thread has died.
         """
-        if not self._accepting:
+        if not (self._accepting and self._executor.stats().alive):
             raise Unavailable("Service temporarily unavailable. Please try again.")
         self._backlog.reserve(owner)
         try:
@@ -184,7 +181,7 @@ class Service:
     async def wait(self, job_id: int, seconds: float) -> Job:
         """The job once it is terminal, or as it stands after ``seconds``. Raises ``NotFound``."""
         entry = self._open.get(job_id)
-        if entry is not None and seconds > 0 and not self._closing:
+        if entry is not None and seconds > 0 and self._accepting:
             if entry.settled is None:
                 entry.settled = asyncio.Event()
             with suppress(TimeoutError):
@@ -199,7 +196,7 @@ class Service:
 
     async def get(self, job_id: object, owner: str) -> Job | None:
         """The owner's job. Unknown, foreign and malformed ids make the same look-up and the same answer."""
-        job = await self._jobs.get(_parse_id(job_id))
+        job = await self._jobs.get(parse_id(job_id))
         return job if job is not None and job.owner == owner else None
 
     async def cancel(self, job_id: object, owner: str) -> Job | None:
@@ -222,7 +219,8 @@ class Service:
         if job.id not in self._open:
             return 1.0
         front = max((one.progress().eta_s for one in self._generations.values()), default=0.0)
-        return max(1.0, front + self._backlog.ahead(job.id) * self._pace_s)
+        own: float = job.request["steps"] * job.request["samples"] * self._executor.stats().per_row_s
+        return max(1.0, front + self._backlog.ahead(job.id) * self._pace_s + own)
 
     # Queue
 
@@ -253,11 +251,11 @@ class Service:
             self._backlog.reserve(job.owner, forced=True)
         priority = int(job.request.get("priority", 0))
         self._open[job.id] = _Open(owner=job.owner, priority=priority)
-        self._backlog.push(job.id, priority)
+        self._backlog.push(job.id, arrived=job.created_at, priority=priority)
 
     def _pump(self) -> None:
-        """Starts jobs until the window is full."""
-        while self._accepting and len(self._tasks) < self._window:
+        """Starts jobs until the window is full; what a dead device thread cannot draw stays queued."""
+        while self._accepting and len(self._tasks) < self._window and self._executor.stats().alive:
             job_id = self._backlog.pop()
             if job_id is None:
                 return
@@ -280,7 +278,7 @@ class Service:
             if entry.settled is not None:
                 entry.settled.set()
         if final is not None:
-            self._notify(final)
+            self._notices.send(final)
 
     # One job
 
@@ -288,12 +286,16 @@ class Service:
         """Generate, store, finish, notify: the boundary of a job, where whatever fails fails this job alone."""
         final: Job | None = None
         try:
-            job = await self._jobs.get(job_id)
+            job = await self._patience.insist(lambda: self._jobs.get(job_id))
             if job is not None and job.state is JobState.QUEUED:
                 final = await self._draw(job)
-        except _Interrupted:
+        except Interrupted:
             logger.info("job %d: interrupted, drawn again at the next start", job_id)
-            await self._jobs.release(job_id)
+            await self._release(job_id)
+        except asyncio.CancelledError:
+            logger.warning("job %d: did not end in time, drawn again at the next start", job_id)
+            await self._release(job_id)
+            raise
         except Error as error:
             final = await self._fail(job_id, error.code, str(error))
         except Exception:
@@ -308,27 +310,26 @@ class Service:
         outcome = await self._generate(job, request)
         if len(outcome.pictures) != request.samples:
             raise RuntimeError(f"{len(outcome.pictures)} pictures for {request.samples} samples")
-        await asyncio.gather(*map(self._keep, job.outputs, outcome.pictures))
-        finished = await self._jobs.finish(
-            job.id,
-            result={
-                "seconds": outcome.seconds,
-                "seeds": [picture.seed for picture in outcome.pictures],
-                "nsfw": [picture.nsfw for picture in outcome.pictures],
-                "scheduler": outcome.scheduler,
-            },
-            warnings=(*job.warnings, *outcome.warnings),
-            now=time.time(),
+        await self._keep_all(job, outcome)
+        result = {
+            "seconds": outcome.seconds,
+            "seeds": [picture.seed for picture in outcome.pictures],
+            "nsfw": [picture.nsfw for picture in outcome.pictures],
+            "scheduler": outcome.scheduler,
+        }
+        warnings = (*job.warnings, *outcome.warnings)
+        finished = await self._patience.insist(
+            lambda: self._jobs.finish(job.id, result=result, warnings=warnings, now=time.time())
         )
         if finished is None:
             # Cancelled while it was being stored: nobody will ask for these files.
-            await asyncio.gather(*map(self._images.delete, job.outputs))
+            await self._discard(job)
         self._measure_pace()
         return finished
 
     async def _generate(self, job: Job, request: ImageRequest) -> Outcome:
-        if self._closing:
-            raise _Interrupted
+        if self._patience.ended or not self._executor.stats().alive:
+            raise Interrupted
         # A job of the last run had no chance while the server was down.
         remaining = max(job.created_at, self._started_at) + self._deadline_s - time.time()
         generation = self._executor.submit(request, deadline=time.monotonic() + remaining)
@@ -339,66 +340,61 @@ class Service:
             async with asyncio.timeout(max(remaining, 0.0) + _HUNG_AFTER_S):
                 # Only a job that reached the device has had a try: what waits beside one that brings the process
                 # down is not to blame. None means that it was cancelled meanwhile, which the outcome will say.
-                if await generation.begun() and await self._jobs.begin(job.id, now=time.time()) is None:
+                if await generation.begun() and await self._begin(job.id) is None:
                     generation.cancel()
                 return await generation.outcome()
         except TimeoutError:
             raise DeadlineExceeded(f"Not finished within {self._deadline_s:g} seconds.") from None
         except Cancelled:
-            if self._closing:
-                raise _Interrupted from None
+            if self._patience.ended:
+                raise Interrupted from None
             raise
         finally:
             generation.cancel()
             self._generations.pop(job.id, None)
+
+    async def _keep_all(self, job: Job, outcome: Outcome) -> None:
+        """Stores every picture or, when one cannot be stored, none: a job that fails leaves no files."""
+        keeping = map(self._keep, job.outputs, outcome.pictures)
+        failures = [one for one in await asyncio.gather(*keeping, return_exceptions=True) if one is not None]
+        if failures:
+            await self._discard(job)
+            raise failures[0]
 
     async def _keep(self, name: str, picture: Picture) -> None:
         loop = asyncio.get_running_loop()
         data = await loop.run_in_executor(self._encoders, encode_png, picture.pixels)
         await self._images.put(name, data)
 
+    async def _discard(self, job: Job) -> None:
+        for error in await asyncio.gather(*map(self._images.delete, job.outputs), return_exceptions=True):
+            if error is not None:
+                logger.warning("job %d: a file is left over: %s", job.id, error)
+
+    # Its state
+
+    async def _begin(self, job_id: int) -> Job | None:
+        return await self._patience.insist(lambda: self._jobs.begin(job_id, now=time.time()))
+
     async def _fail(self, job_id: int, code: str, message: str) -> Job | None:
         try:
-            return await self._jobs.fail(job_id, code=code, message=message, now=time.time())
+            return await self._patience.insist(
+                lambda: self._jobs.fail(job_id, code=code, message=message, now=time.time())
+            )
         except Exception:
             # The store is out of order; the job stays as it is and is drawn again at the next start.
             logger.exception("job %d could not be marked as failed", job_id)
             return None
+
+    async def _release(self, job_id: int) -> None:
+        try:
+            await self._jobs.release(job_id)
+        except Exception:
+            # It is drawn again all the same, as one that was running when the process ended.
+            logger.exception("job %d: its try could not be taken back", job_id)
 
     def _measure_pace(self) -> None:
         now = time.monotonic()
         if self._last_finish and len(self._backlog):
             self._pace_s += _PACE_WEIGHT * (now - self._last_finish - self._pace_s)
         self._last_finish = now
-
-    def _notify(self, job: Job) -> None:
-        if job.webhook is None:
-            return
-        try:
-            body = self._webhook_bodies[job.dialect](job)
-        except Exception:
-            logger.exception("job %d: no webhook body", job.id)
-            return
-        record = asyncio.create_task(self._record(job.id, self._webhooks.send(job.webhook, body)))
-        self._records.add(record)
-        record.add_done_callback(self._records.discard)
-
-    async def _record(self, job_id: int, delivery: asyncio.Task[bool]) -> None:
-        await asyncio.wait((delivery,))
-        # A delivery that close cancelled stays pending and is begun again at the next start.
-        if delivery.cancelled():
-            return
-        try:
-            state = WebhookState.DELIVERED if delivery.result() else WebhookState.FAILED
-            await self._jobs.set_webhook_state(job_id, state)
-        except Exception:
-            logger.exception("job %d: webhook state not stored", job_id)
-
-
-def _parse_id(value: object) -> int:
-    """A job id; 0, which no job has, for anything else."""
-    text = str(value) if isinstance(value, int | str) and not isinstance(value, bool) else ""
-    if not (text.isascii() and text.isdigit() and len(text) <= 16):
-        return 0
-    number = int(text)
-    return number if number < LIMIT else 0

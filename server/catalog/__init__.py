@@ -20,6 +20,9 @@ __all__ = ["Catalog", "ModelFile", "Resolved", "Source"]
 
 logger = logging.getLogger(__name__)
 
+#: Draws when a request names no model while no weights are here: the smallest and the best known.
+_STAND_IN = "sd15"
+
 #: Between two looks at the files while everything asked for is found.
 _LOOK_EVERY_S = 1.0
 
@@ -132,8 +135,9 @@ class Catalog:
         if name is not None:
             return self.resolve(name)
         models = self.models()
-        # The only model with weights; where none has any, the only stand-in.
-        choice = [model for model in models if model.demo is None] or models
+        real = [model for model in models if model.demo is None]
+        # The only model with weights; where none has any, the stand-in that every checkout has, or the only one.
+        choice = real or [model for model in models if model.id == _STAND_IN] or models
         if len(choice) == 1:
             return Resolved(model=choice[0])
         ids = ", ".join(model.id for model in models) or "none"

@@ -7,6 +7,7 @@ thread and back, where the asynchronous engine makes one per statement (and need
 from __future__ import annotations
 
 import asyncio
+import logging
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,9 @@ from alembic.util import CommandError
 from server.errors import Unavailable
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
 #: Runs statements and returns what the caller needs of their rows; on a thread, so it touches nothing else.
 Operation = Callable[[sa.Connection], T]
 
@@ -67,8 +71,7 @@ class Database:
         async with self._changing:
             if self._users == 0:
                 await asyncio.to_thread(upgrade, self.file)
-                engine = sa.create_engine(sa.URL.create("sqlite", database=str(self.file)))
-                _configure(engine)
+                engine = _engine(self.file)
                 queue: asyncio.Queue[_Write | None] = asyncio.Queue()
                 writer = ThreadPoolExecutor(1, thread_name_prefix="database-writer")
                 self._open = _Open(
@@ -127,10 +130,23 @@ async def _write_batches(engine: sa.Engine, thread: ThreadPoolExecutor, queue: a
         ended = arrived[-1] is None
         # Who was cancelled while queueing wants nothing any more.
         batch = [write for write in arrived if write is not None and not write.done.done()]
-        operations = [write.operation for write in batch]
+        await _write_batch(engine, thread, batch)
+
+
+async def _write_batch(engine: sa.Engine, thread: ThreadPoolExecutor, batch: list[_Write]) -> None:
+    """A boundary: whatever comes of one batch, the next is written."""
+    operations = [write.operation for write in batch]
+    try:
         outcomes = await asyncio.get_running_loop().run_in_executor(thread, _commit, engine, operations)
         for write, (result, failure) in zip(batch, outcomes, strict=True):
             _answer(write, result, failure)
+    except asyncio.CancelledError:
+        raise
+    except BaseException as error:
+        # Not only Exception: what an operation raises on the thread is no reason for this loop to end.
+        logger.exception("a batch of %d writes failed", len(batch))
+        for write in batch:
+            _answer(write, None, _unavailable(error))
 
 
 def _answer(write: _Write, result: Any, failure: Exception | None) -> None:
@@ -143,8 +159,11 @@ def _answer(write: _Write, result: Any, failure: Exception | None) -> None:
 
 
 def _read(engine: sa.Engine, operation: Operation[T]) -> T:
-    with engine.connect() as connection:
-        return operation(connection)
+    try:
+        with engine.connect() as connection:
+            return operation(connection)
+    except sa.exc.OperationalError as error:
+        raise Unavailable("The server cannot read its database") from error
 
 
 def _commit(engine: sa.Engine, operations: list[Operation[Any]]) -> list[tuple[Any, Exception | None]]:
@@ -155,9 +174,13 @@ def _commit(engine: sa.Engine, operations: list[Operation[Any]]) -> list[tuple[A
             with connection.begin():
                 return [_run(connection, operation) for operation in operations]
     except Exception as error:
-        unavailable = Unavailable("The server cannot write to its database")
-        unavailable.__cause__ = error
-        return [(None, unavailable)] * len(operations)
+        return [(None, _unavailable(error))] * len(operations)
+
+
+def _unavailable(cause: BaseException) -> Unavailable:
+    unavailable = Unavailable("The server cannot write to its database")
+    unavailable.__cause__ = cause
+    return unavailable
 
 
 def _run(connection: sa.Connection, operation: Operation[Any]) -> tuple[Any, Exception | None]:
@@ -171,8 +194,14 @@ def _run(connection: sa.Connection, operation: Operation[Any]) -> tuple[Any, Exc
         return None, error
 
 
-def _configure(engine: sa.Engine) -> None:
+def _engine(file: Path, **execution_options: bool) -> sa.Engine:
     """SQLite as a server wants it, with transactions that begin where SQLAlchemy says so."""
+    engine = sa.create_engine(
+        sa.URL.create("sqlite", database=str(file)),
+        execution_options=execution_options,
+        # Errors are logged, and parameters are prompts, webhooks with their secrets, hashes of keys.
+        hide_parameters=True,
+    )
 
     @sa.event.listens_for(engine, "connect")
     def set_up(connection: sqlite3.Connection, _: object) -> None:
@@ -192,13 +221,14 @@ def _configure(engine: sa.Engine) -> None:
         writes = connection.get_execution_options().get("latentd_writes", False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
+    return engine
+
 
 def upgrade(file: Path) -> None:
     """Brings the file's schema up to date, in one transaction; blocks. Raises ``Unavailable``."""
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-    engine = sa.create_engine(sa.URL.create("sqlite", database=str(file)), execution_options={"latentd_writes": True})
-    _configure(engine)
+    engine = _engine(file, latentd_writes=True)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with engine.begin() as connection:

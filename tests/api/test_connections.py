@@ -25,7 +25,7 @@ class Hasty(Connection):
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers with the length of the body."""
+    """Answers with the length of the body; under /slow after longer than a client may take."""
     length = 0
     more = True
     while more:
@@ -34,6 +34,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
             return
         length += len(message.get("body", b""))
         more = message.get("more_body", False)
+    await asyncio.sleep(0.5 if scope["path"] == "/slow" else 0.0)
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b"%d bytes" % length})
 
@@ -45,7 +46,7 @@ async def listening(protocol: type[Connection] = Hasty) -> AsyncIterator[int]:
     )
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server._serve())
-    while not server.started:
+    while not server.started:  # noqa: ASYNC110 (uvicorn has no event for it)
         await asyncio.sleep(0.01)
     try:
         yield server.servers[0].sockets[0].getsockname()[1]
@@ -79,7 +80,7 @@ HEAD = b"POST / HTTP/1.1\r\nHost: here\r\nConnection: close\r\n"
 async def test_a_plain_request_is_answered() -> None:
     async with listening() as port:
         answer = await talk(port, HEAD + b"Content-Length: 5\r\n\r\nabcde")
-    assert answer.startswith(b"HTTP/1.1 200") and answer.endswith(b"5 bytes")
+    assert answer.startswith(b"HTTP/1.1 200") and b"5 bytes" in answer
 
 
 @pytest.mark.parametrize("headers", [b"X: " + b"a" * 2_000_000, b"X-A: b\r\n" * 200_000])
@@ -112,7 +113,7 @@ async def test_a_slow_body_that_gets_on_is_taken() -> None:
     parts = [b"a" * 100] * 10
     async with listening() as port:
         answer = await talk(port, HEAD + b"Content-Length: 1000\r\n\r\n", *parts, pause_s=0.06)
-    assert answer.endswith(b"1000 bytes")
+    assert b"1000 bytes" in answer
 
 
 async def test_a_connection_that_is_kept_gets_its_time_anew() -> None:
@@ -124,9 +125,6 @@ async def test_a_connection_that_is_kept_gets_its_time_anew() -> None:
 
 
 async def test_a_slow_answer_is_not_the_clients_fault() -> None:
-    class Slow(Hasty):
-        pass
-
-    async with listening(Slow) as port:
-        answer = await talk(port, HEAD + b"Content-Length: 2\r\n\r\n", b"ab", pause_s=0.05)
-    assert answer.endswith(b"2 bytes")
+    async with listening() as port:
+        answer = await talk(port, HEAD.replace(b"/ ", b"/slow ") + b"Content-Length: 2\r\n\r\n", b"ab")
+    assert b"2 bytes" in answer

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from server.engine.executors.stub import StubExecutor
+
 pytestmark = pytest.mark.anyio
 
 TEXT2IMG = "/api/v6/images/text2img"

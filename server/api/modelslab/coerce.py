@@ -73,6 +73,13 @@ class Fields:
             raise InvalidRequest(f"{names[0]} must be at most {limit} characters long", field=names[0])
         return value
 
+    def choice(self, *names: str, limit: int) -> str | None:
+        """A string, as ``text``; any way of saying no or nothing reads as None."""
+        value = self.raw(*names)
+        if as_flag(value) is False or (isinstance(value, str) and value.strip().lower() in _NOTHING):
+            return None
+        return self.text(*names, limit=limit)
+
     def picture(self, *names: str) -> str | None:
         """URL, data URI or base64; of a list the first."""
         value = self.raw(*names)

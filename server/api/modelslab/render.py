@@ -176,4 +176,6 @@ def _track_id(job: Job) -> dict[str, Any]:
 
 
 def _warning(job: Job) -> dict[str, str]:
-    return {"warning": " ".join(job.warnings)} if job.warnings else {}
+    # One text of many sentences: each has to end.
+    sentences = [f"{text.rstrip(' .')}." for text in job.warnings]
+    return {"warning": " ".join(sentences)} if sentences else {}
