@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,9 +15,8 @@ from torch import Tensor
 MATRIX = 4 * 6
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RowStep:
-    """One row's part in a step."""
+class RowStep(NamedTuple):
+    """One row's part in a step. A tuple, because one is made per row and step."""
 
     slot: int
     #: Guidance scale; None for a row with one entry.
@@ -49,14 +49,15 @@ class StepBlock:
         self._floats = self._host.view(torch.float32).numpy()
         self._at: dict[str, slice] = {}
         start = 0
+        # Integers first, then floats: the host writes each kind in one go.
         for name, length in (
             ("entry_slot", entries),
             ("entry_conditioning", entries),
-            ("timestep", entries),
-            ("input_scale", entries),
             ("row_slot", rows),
             ("row_positive", rows),
             ("row_negative", rows),
+            ("timestep", entries),
+            ("input_scale", entries),
             ("guidance", rows),
             ("norm_scaled", rows),
             ("blend", 2 * rows),
@@ -92,16 +93,32 @@ class StepBlock:
             input_scale.append(step.input_scale)
         if len(entry_slot) > self.entries or len(steps) > self.rows:
             raise ValueError(f"{len(entry_slot)} entries of {len(steps)} rows do not fit {self.entries} of {self.rows}")
-        self._put(self._ints, "entry_slot", entry_slot, scratch)
-        self._put(self._ints, "entry_conditioning", entry_conditioning, 2 * scratch)
-        self._put(self._floats, "timestep", timestep, 0.0)
-        self._put(self._floats, "input_scale", input_scale, 0.0)
-        self._put(self._ints, "row_slot", [step.slot for step in steps], scratch)
-        self._put(self._ints, "row_positive", positive, 0)
-        self._put(self._ints, "row_negative", negative, 0)
-        self._put(self._floats, "guidance", [step.guidance or 0.0 for step in steps], 0.0)
-        self._put(self._floats, "norm_scaled", [float(step.norm_scaled) for step in steps], 0.0)
-        self._put(self._floats, "blend", [share for step in steps for share in step.blend or (1.0, 0.0)], 0.0)
+        free = self.rows - len(steps)
+        spare = self.entries - len(entry_slot)
+        self._ints[: self._at["timestep"].start] = [
+            *entry_slot,
+            *[scratch] * spare,
+            *entry_conditioning,
+            *[2 * scratch] * spare,
+            *[step.slot for step in steps],
+            *[scratch] * free,
+            *positive,
+            *[0] * free,
+            *negative,
+            *[0] * free,
+        ]
+        self._floats[self._at["timestep"].start : self._at["matrices"].start] = [
+            *timestep,
+            *[0.0] * spare,
+            *input_scale,
+            *[0.0] * spare,
+            *[step.guidance or 0.0 for step in steps],
+            *[0.0] * free,
+            *[float(step.norm_scaled) for step in steps],
+            *[0.0] * free,
+            *[share for step in steps for share in step.blend or (1.0, 0.0)],
+            *[0.0] * (2 * free),
+        ]
         matrices = self._floats[self._at["matrices"]].reshape(self.rows, 4, 6)
         np.stack([step.matrix for step in steps], out=matrices[: len(steps)])
         matrices[len(steps) :] = 0.0
@@ -109,11 +126,6 @@ class StepBlock:
         self.any_blended = any(step.blend is not None for step in steps)
         if self._device is not self._host:
             self._device.copy_(self._host, non_blocking=True)
-
-    def _put(self, words: NDArray[np.generic], name: str, values: Sequence[float], padding: float) -> None:
-        place = words[self._at[name]]
-        place[: len(values)] = values
-        place[len(values) :] = padding
 
     def indices(self, name: str) -> Tensor:
         """int32, on the device."""
@@ -127,3 +139,25 @@ class StepBlock:
     def matrices(self) -> Tensor:
         """float32, (rows, 4, 6), on the device."""
         return self.floats("matrices").view(self.rows, 4, 6)
+
+
+class BlockRing:
+    """Blocks that are used over and over: their host sides are pinned memory, which is slow to come by.
+
+    A block comes round again only after ``depth`` steps of its size; the host is never that far ahead of the device
+    (``pipelines.flags.AHEAD``), so that no copy is overwritten on its way.
+    """
+
+    def __init__(self, device: torch.device, *, depth: int) -> None:
+        self._device = device
+        self._depth = depth
+        self._rings: dict[tuple[int, int], deque[StepBlock]] = {}
+
+    def next(self, *, entries: int, rows: int) -> StepBlock:
+        """A block of exactly this size."""
+        ring = self._rings.setdefault((entries, rows), deque())
+        if len(ring) < self._depth:
+            ring.append(StepBlock(entries=entries, rows=rows, device=self._device))
+        else:
+            ring.rotate(-1)
+        return ring[-1]

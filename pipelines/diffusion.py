@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from pipelines.base import LaneKey, Pipeline, Pixels, Row
-from pipelines.block import StepBlock
+from pipelines.block import BlockRing
 from pipelines.draws import DRAWS, Draw, Kind
 from pipelines.errors import Error, InvalidRequest, NonFinite, OutOfMemory
-from pipelines.flags import FiniteFlags
+from pipelines.flags import AHEAD, FiniteFlags
 from pipelines.images import Posterior, Sources
 from pipelines.inputs import ReadInput
 from pipelines.placement import Part, Placement
@@ -59,6 +59,7 @@ class DiffusionPipeline(Pipeline):
         self.sources = Sources(read_input, self._posterior)
         self.pools: dict[LaneKey, SlotPool] = {}
         self._flags = FiniteFlags()
+        self._blocks = BlockRing(self.device, depth=AHEAD + 2)
         self._alone = itertools.count(1)
 
     # What a family gives.
@@ -234,7 +235,7 @@ class DiffusionPipeline(Pipeline):
         pool = self.pools[lane]
         with translated_memory_errors(self.device):
             self._draw_ahead(pool, moving)
-            block = StepBlock(entries=sum(row.entries for row in moving), rows=len(moving), device=self.device)
+            block = self._blocks.next(entries=sum(row.entries for row in moving), rows=len(moving))
             block.fill([row.part() for row in moving], scratch=pool.scratch)
             with self.placement.using(Part.DENOISER):
                 denoise(self.denoiser(lane), self.dtype, pool, block)

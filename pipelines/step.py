@@ -45,7 +45,8 @@ def denoise(denoiser: Denoiser, dtype: torch.dtype, pool: SlotPool, block: StepB
     moved = advance(stacked, block.matrices, scaled, any_norm_scaled=block.any_norm_scaled)
     if block.any_blended:
         moved = torch.cat((_blended(moved[:, 0], pool, block, slots).unsqueeze(1), moved[:, 1:]), dim=1)
-    finite = moved.isfinite().flatten(1).all(dim=1)
+    # A sum is not finite as soon as one of its parts is not, and takes one pass.
+    finite = moved.flatten(1).sum(dim=1).isfinite()
     pool.finite.index_copy_(0, slots, finite)
     pool.latents.index_copy_(0, slots, moved)
 
