@@ -27,6 +27,9 @@ from schedulers.table import SamplerTable, compile_table
 
 #: Lanes nobody is in keep their tensors up to this number, for the next request of the same size.
 IDLE_POOLS = 4
+#: Pixels beyond which a picture is decoded in tiles: its activations would be larger than the weights of SDXL. Seams of
+#: tiles are blended by diffusers, but not invisible; smaller pictures are decoded whole, as stock does.
+TILE_PIXELS = 2048 * 2048
 #: Rows decoded together; beyond, a VAE gains nothing and its peak memory grows.
 DECODE_ROWS = 4
 
@@ -91,6 +94,10 @@ class DiffusionPipeline(Pipeline):
     @abstractmethod
     def decode(self, latents: Tensor, lane: LaneKey) -> Tensor:
         """(rows, *lane shape) float32 -> (rows, 3, height, width), -1 .. 1."""
+
+    @abstractmethod
+    def decode_in_tiles(self, tiled: bool) -> None:
+        """Whether ``decode`` works tile by tile from now on."""
 
     def pack(self, latents: Tensor) -> Tensor:
         """(channels, height, width) -> lane shape."""
@@ -273,9 +280,11 @@ class DiffusionPipeline(Pipeline):
             results.update(zip(part, self._decode_rows(part), strict=True))
         return [results[row] for row in done]
 
-    def _decode_rows(self, rows: Sequence[DiffusionRow]) -> list[Pixels | Error]:
+    def _decode_rows(self, rows: Sequence[DiffusionRow], *, tiled: bool = False) -> list[Pixels | Error]:
         lane = rows[0].lane
         pool = self.pools[lane]
+        tiled = tiled or lane.size[0] * lane.size[1] > TILE_PIXELS
+        self.decode_in_tiles(tiled)
         try:
             with translated_memory_errors(self.device):
                 slots = torch.tensor([row.occupied for row in rows], device=self.device)
@@ -286,9 +295,13 @@ class DiffusionPipeline(Pipeline):
                 pixels = levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
         except OutOfMemory as error:
             if len(rows) == 1:
-                return [error]
+                # Better a picture with faint seams than none.
+                return [error] if tiled else self._decode_rows(rows, tiled=True)
             half = len(rows) // 2
-            return self._decode_rows(rows[:half]) + self._decode_rows(rows[half:])
+            return self._decode_rows(rows[:half], tiled=tiled) + self._decode_rows(rows[half:], tiled=tiled)
+        finally:
+            # The same switch holds for encoding.
+            self.decode_in_tiles(False)
         return list(pixels)
 
     def close(self) -> None:

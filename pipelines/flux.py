@@ -221,6 +221,13 @@ class Flux(DiffusionPipeline):
         image: Tensor = self.vae.decode(scaled.to(self.vae.dtype), return_dict=False)[0]
         return image
 
+    def decode_in_tiles(self, tiled: bool) -> None:
+        """The VAE's own tiling."""
+        if tiled:
+            self.vae.enable_tiling()
+        else:
+            self.vae.disable_tiling()
+
     def pack(self, latents: Tensor) -> Tensor:
         """See the function of this name."""
         return pack(latents)

@@ -124,6 +124,13 @@ class UNetPipeline(DiffusionPipeline):
         )[0]
         return image
 
+    def decode_in_tiles(self, tiled: bool) -> None:
+        """The VAE's own tiling."""
+        if tiled:
+            self.vae.enable_tiling()
+        else:
+            self.vae.disable_tiling()
+
     def pack_mask(self, mask: Tensor) -> Tensor:
         """(1, height / 8, width / 8): the nearest pixel of each latent, as stock has it."""
         size = (mask.shape[-2] // self.factor, mask.shape[-1] // self.factor)

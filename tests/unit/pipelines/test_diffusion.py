@@ -186,6 +186,43 @@ def test_a_decoder_without_memory_is_asked_for_fewer_rows(
     assert max(difference(*pair) for pair in zip(expected, results, strict=True)) <= 1
 
 
+def test_a_picture_that_cannot_be_decoded_whole_is_decoded_in_tiles(
+    sd15: StableDiffusion15, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    expected = finished(sd15, entered(sd15, wish()))
+    real = sd15.decode
+
+    def decode(latents: torch.Tensor, lane: LaneKey) -> torch.Tensor:
+        if not sd15.vae.use_tiling:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(latents, lane)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sd15, "decode", decode)
+        results = finished(sd15, entered(sd15, wish()))
+    assert difference(expected[0], results[0]) <= 1
+    finished(sd15, entered(sd15, wish()))
+    assert not sd15.vae.use_tiling
+
+
+def test_a_picture_larger_than_a_tile_is_decoded_in_tiles(
+    sd15: StableDiffusion15, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+    real = sd15.decode
+
+    def decode(latents: torch.Tensor, lane: LaneKey) -> torch.Tensor:
+        seen.append(sd15.vae.use_tiling)
+        return real(latents, lane)
+
+    monkeypatch.setattr("pipelines.diffusion.TILE_PIXELS", 64 * 64 - 1)
+    monkeypatch.setattr(sd15, "decode", decode)
+    finished(sd15, entered(sd15, wish()))
+    assert seen == [True]
+
+
 def test_a_request_the_sampler_refuses_does_not_touch_its_neighbours(sd15: StableDiffusion15) -> None:
     prepared = sd15.prepare([wish(steps=151), wish()])
     assert isinstance(prepared[0], InvalidRequest)
