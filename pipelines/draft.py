@@ -18,6 +18,11 @@ N = TypeVar("N", int, float)
 #: Families whose guidance is distilled, so that a second forward is something beside it.
 _TRUE_CFG_FAMILIES = frozenset({"flux"})
 
+#: Families whose text comes from a layer of CLIP that can be chosen.
+_CLIP_SKIP_FAMILIES = frozenset({"sd15", "sdxl"})
+#: The deepest clip_skip; SD1.5's encoder has 12 layers.
+_MAX_CLIP_SKIP = 8
+
 #: Random seeds have as many bits as the ones users see elsewhere.
 _SEED_BITS = 32
 
@@ -47,6 +52,7 @@ class ImageDraft:
     mask: str | None = None
     strength: float | None = None
     true_cfg: float | None = None
+    clip_skip: int | None = None
     reproducible: bool | None = None
     priority: int = 0
 
@@ -68,6 +74,7 @@ class Defaults:
     guidance: float = 7.5
     samples: int = 1
     strength: float = 0.7
+    clip_skip: int = 1
     #: The smaller of this and the model's own limit holds; None = the model's.
     max_steps: int | None = None
     max_samples: int | None = None
@@ -115,6 +122,7 @@ def complete(draft: ImageDraft, model: ModelSpec, fallback: Defaults, *, reprodu
         mask=draft.mask,
         strength=_choose_strength(draft, steps, fallback, warnings),
         true_cfg=_choose_true_cfg(draft, model, fallback, warnings),
+        clip_skip=_choose_clip_skip(draft, model, fallback, warnings),
         reproducible=reproducible if draft.reproducible is None else draft.reproducible,
         priority=draft.priority,
     )
@@ -185,6 +193,15 @@ def _choose_true_cfg(draft: ImageDraft, model: ModelSpec, fallback: Defaults, wa
         warnings.append("true_cfg was not used: it needs a negative prompt.")
         return 1.0
     return _clamp("true_cfg", draft.true_cfg, 1.0, 1.0, fallback.max_true_cfg, warnings)
+
+
+def _choose_clip_skip(draft: ImageDraft, model: ModelSpec, fallback: Defaults, warnings: list[str]) -> int:
+    if model.family not in _CLIP_SKIP_FAMILIES:
+        if draft.clip_skip is not None and draft.clip_skip > 1:
+            warnings.append(f"clip_skip was not used: {model.id} has no layers of CLIP to skip.")
+        return 1
+    default = fallback.clip_skip if model.clip_skip is None else model.clip_skip
+    return _clamp("clip_skip", draft.clip_skip, default, 1, _MAX_CLIP_SKIP, warnings)
 
 
 def least_strength(steps: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
@@ -13,13 +14,14 @@ from pipelines.checkpoint import Checkpoint
 from pipelines.device import pick_dtype
 from pipelines.diffusion import DiffusionPipeline
 from pipelines.draws import Kind
+from pipelines.emphasis import is_plain, parse, plain
 from pipelines.errors import BrokenCheckpoint, Error
 from pipelines.host import Host
 from pipelines.images import Posterior
 from pipelines.lru import BytesLru
 from pipelines.model import ModelSpec
 from pipelines.placement import Part, Placement
-from pipelines.prompt import Embedding, EmbeddingCache, TextEncoder, encode_texts
+from pipelines.prompt import Embedding, EmbeddingCache, TextEncoder, Wording, encode_texts
 from pipelines.request import ImageRequest
 from pipelines.rows import Encoded
 from pipelines.step import Conditioning, Denoiser
@@ -165,29 +167,30 @@ class Flux(DiffusionPipeline):
         alone = self._embed([one for one in requests if one.reproducible], alone=True)
         return [self._encoded(request, alone if request.reproducible else shared) for request in requests]
 
-    def _encoded(self, request: ImageRequest, embeddings: Mapping[str, Embedding]) -> Encoded:
+    def _encoded(self, request: ImageRequest, embeddings: Mapping[Wording, Embedding]) -> Encoded:
         distilled: dict[str, Tensor] = {}
         if self.transformer.config.guidance_embeds:
             distilled["guidance"] = torch.tensor(request.guidance, dtype=torch.float32, device=self.device)
         guided = self.is_guided(request)
         return Encoded(
-            positive={**embeddings[request.prompt], **distilled},
-            negative={**embeddings[request.negative_prompt or ""], **distilled} if guided else None,
+            positive={**embeddings[_positive(request)], **distilled},
+            negative={**embeddings[_negative(request)], **distilled} if guided else None,
             scale=request.true_cfg,
-            warnings=self._t5.cuts(request),
+            warnings=self._t5.cuts(_plain(request)) + _unweighted(request),
         )
 
-    def _embed(self, requests: Sequence[ImageRequest], *, alone: bool) -> dict[str, Embedding]:
-        texts = [one.prompt for one in requests]
-        texts += [one.negative_prompt or "" for one in requests if self.is_guided(one)]
-        return encode_texts(texts, self._hidden, self.cache, alone=alone)
+    def _embed(self, requests: Sequence[ImageRequest], *, alone: bool) -> dict[Wording, Embedding]:
+        wordings = [_positive(one) for one in requests]
+        wordings += [_negative(one) for one in requests if self.is_guided(one)]
+        return encode_texts(wordings, self._hidden, self.cache, alone=alone)
 
-    def _hidden(self, texts: Sequence[str]) -> Mapping[str, Tensor]:
+    def _hidden(self, texts: Sequence[str], _clip_skip: int) -> list[Embedding]:
         with self.placement.using(Part.ENCODERS):
             return self._read(texts)
 
-    def _read(self, texts: Sequence[str]) -> Mapping[str, Tensor]:
-        return {"text": self._t5(texts)[0], "pooled": self._clip(texts).pooler_output}
+    def _read(self, texts: Sequence[str]) -> list[Embedding]:
+        read = zip(self._t5(texts)[0], self._clip(texts).pooler_output, strict=True)
+        return [{"text": text, "pooled": pooled} for text, pooled in read]
 
     def denoiser(self, lane: LaneKey) -> Denoiser:
         """The transformer, with the positions of the lane's tokens."""
@@ -257,3 +260,29 @@ class Flux(DiffusionPipeline):
         height, width = masked.shape[-2:]
         pixels = mask[0].view(height, self.factor, width, self.factor).permute(1, 3, 0, 2)
         return torch.cat((pack(masked), pack(pixels.reshape(self.factor**2, height, width))), dim=-1)
+
+
+def _plain(request: ImageRequest) -> ImageRequest:
+    """The request without weights."""
+    negative = request.negative_prompt
+    return replace(
+        request,
+        prompt=plain(parse(request.prompt)),
+        negative_prompt=None if negative is None else plain(parse(negative)),
+    )
+
+
+def _positive(request: ImageRequest) -> Wording:
+    return Wording(text=_plain(request).prompt)
+
+
+def _negative(request: ImageRequest) -> Wording:
+    return Wording(text=_plain(request).negative_prompt or "")
+
+
+def _unweighted(request: ImageRequest) -> tuple[str, ...]:
+    """A warning if a text has weights: T5's states mean nothing when they are scaled."""
+    texts = (request.prompt, request.negative_prompt or "")
+    if all(is_plain(parse(text)) for text in texts):
+        return ()
+    return (f"prompt weights were not used: {request.model} has none",)

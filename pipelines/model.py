@@ -66,6 +66,8 @@ class ModelSpec:
     height: int | None = None
     steps: int | None = None
     guidance: float | None = None
+    #: See ``ImageRequest.clip_skip``.
+    clip_skip: int | None = None
     limits: Limits = Limits()
     #: Tokens that Flux' T5 reads; None = diffusers' 512.
     text_length: int | None = None

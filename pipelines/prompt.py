@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -19,6 +20,16 @@ CACHE_BYTES = 256 * 2**20
 ENCODE_TEXTS = 32
 
 
+@dataclass(frozen=True, kw_only=True)
+class Wording:
+    """A text and all that its embedding depends on; what it is kept by."""
+
+    #: As written: weights are part of it.
+    text: str
+    #: See ``ImageRequest.clip_skip``.
+    clip_skip: int = 1
+
+
 class EmbeddingCache(BytesLru[Embedding]):
     """The embeddings used last."""
 
@@ -27,32 +38,33 @@ class EmbeddingCache(BytesLru[Embedding]):
 
 
 def encode_texts(
-    texts: Sequence[str],
-    encode: Callable[[Sequence[str]], Mapping[str, Tensor]],
+    wordings: Sequence[Wording],
+    encode: Callable[[Sequence[str], int], Sequence[Embedding]],
     cache: EmbeddingCache,
     *,
     alone: bool = False,
-) -> dict[str, Embedding]:
-    """Embeddings by text; texts not in the cache go through ``encode`` (with a leading text axis) together.
+) -> dict[Wording, Embedding]:
+    """Embeddings by wording; those not in the cache go through ``encode``, all texts of a clip_skip together.
 
     ``alone`` encodes each text by itself and keeps it apart: an embedding's last bits depend on its neighbours.
     """
-    found: dict[str, Embedding] = {}
-    missing: list[str] = []
-    for text in dict.fromkeys(texts):
-        kept = cache.get((text, alone))
+    found: dict[Wording, Embedding] = {}
+    missing: dict[int, list[Wording]] = {}
+    for wording in dict.fromkeys(wordings):
+        kept = cache.get((wording, alone))
         if kept is None:
-            missing.append(text)
+            missing.setdefault(wording.clip_skip, []).append(wording)
         else:
-            found[text] = kept
+            found[wording] = kept
     together = 1 if alone else ENCODE_TEXTS
-    for start in range(0, len(missing), together):
-        part = missing[start : start + together]
-        encoded = encode(part)
-        for index, text in enumerate(part):
-            # Clones, because a slice of a batch would keep the whole batch alive.
-            found[text] = {name: value[index].clone() for name, value in encoded.items()}
-            cache.put((text, alone), found[text])
+    for clip_skip, group in missing.items():
+        for start in range(0, len(group), together):
+            part = group[start : start + together]
+            encoded = encode([one.text for one in part], clip_skip)
+            for wording, embedding in zip(part, encoded, strict=True):
+                # Clones, because a slice of a batch would keep the whole batch alive.
+                found[wording] = {name: value.clone() for name, value in embedding.items()}
+                cache.put((wording, alone), found[wording])
     return found
 
 
@@ -64,6 +76,11 @@ class TextEncoder:
         self.model = model
         #: Tokens per text, special ones included: 77 for CLIP, up to 512 for Flux' T5.
         self.length = int(tokenizer.model_max_length) if length is None else length
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of a text that are read."""
+        return self.length - 2
 
     def is_cut(self, text: str) -> bool:
         """The text has more tokens than the encoder reads."""
@@ -77,7 +94,7 @@ class TextEncoder:
         """A warning for each text of the request that is longer than what is read."""
         texts = (("prompt", request.prompt), ("negative_prompt", request.negative_prompt or ""))
         return tuple(
-            f"{name} was cut to its first {self.length - 2} tokens" for name, text in texts if self.is_cut(text)
+            f"{name} was cut to its first {self.most_tokens} tokens" for name, text in texts if self.is_cut(text)
         )
 
     def __call__(self, texts: Sequence[str], **options: Any) -> Any:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Self
 
-from torch import Tensor
-
 from pipelines.checkpoint import Checkpoint
+from pipelines.clip import ClipEncoder, equally_long
 from pipelines.device import pick_dtype
 from pipelines.errors import Error
 from pipelines.host import Host
 from pipelines.model import ModelSpec
 from pipelines.placement import Part, Placement
-from pipelines.prompt import Embedding, EmbeddingCache, TextEncoder, encode_texts
+from pipelines.prompt import Embedding, EmbeddingCache, Wording, encode_texts
 from pipelines.request import ImageRequest
 from pipelines.rows import Encoded
 from pipelines.step import Conditioning
@@ -31,7 +31,7 @@ CLASSES = (
 class StableDiffusion15(UNetPipeline):
     """As diffusers' ``StableDiffusionPipeline``, ``…Img2Img…`` and ``…Inpaint…`` draw it (Rombach et al. 2022)."""
 
-    def __init__(self, *, text_encoder: TextEncoder, **shared: Any) -> None:
+    def __init__(self, *, text_encoder: ClipEncoder, **shared: Any) -> None:
         super().__init__(**shared)
         self._text_encoder = text_encoder
         self.placement.add(Part.ENCODERS, text_encoder.model)
@@ -56,7 +56,7 @@ class StableDiffusion15(UNetPipeline):
         return cls(
             unet=unet,
             vae=checkpoint.load_module("vae", AutoencoderKL),
-            text_encoder=TextEncoder(tokenizer, checkpoint.load_module("text_encoder", CLIPTextModel)),
+            text_encoder=ClipEncoder(tokenizer, checkpoint.load_module("text_encoder", CLIPTextModel), normed=True),
             kind=kind_of(unet, checkpoint),
             scheduler_config=checkpoint.scheduler_config(),
             scheduler=spec.scheduler,
@@ -72,27 +72,41 @@ class StableDiffusion15(UNetPipeline):
         alone = self._embed([one for one in requests if one.reproducible], alone=True)
         return [self._encoded(request, alone if request.reproducible else shared) for request in requests]
 
-    def _encoded(self, request: ImageRequest, embeddings: Mapping[str, Embedding]) -> Encoded:
-        positive = {**embeddings[request.prompt], **self.guidance_condition(request)}
-        guided = self.is_guided(request)
+    def _encoded(self, request: ImageRequest, embeddings: Mapping[Wording, Embedding]) -> Encoded:
+        positive, negative = embeddings[_positive(request)], None
+        if self.is_guided(request):
+            positive, negative = equally_long(positive, embeddings[_negative(request)], partial(self._empty, request))
         return Encoded(
-            positive=positive,
-            negative=embeddings[request.negative_prompt or ""] if guided else None,
+            positive={**positive, **self.guidance_condition(request)},
+            negative=negative,
             scale=request.guidance,
             warnings=self._text_encoder.cuts(request),
         )
 
-    def _embed(self, requests: Sequence[ImageRequest], *, alone: bool) -> dict[str, Embedding]:
-        texts = [one.prompt for one in requests]
-        texts += [one.negative_prompt or "" for one in requests if self.is_guided(one)]
-        return encode_texts(texts, self._hidden, self.cache, alone=alone)
+    def _embed(self, requests: Sequence[ImageRequest], *, alone: bool) -> dict[Wording, Embedding]:
+        wordings = [_positive(one) for one in requests]
+        wordings += [_negative(one) for one in requests if self.is_guided(one)]
+        return encode_texts(wordings, self._hidden, self.cache, alone=alone)
 
-    def _hidden(self, texts: Sequence[str]) -> Mapping[str, Tensor]:
+    def _empty(self, request: ImageRequest) -> Embedding:
+        wording = Wording(text="", clip_skip=request.clip_skip)
+        return encode_texts([wording], self._hidden, self.cache, alone=request.reproducible)[wording]
+
+    def _hidden(self, texts: Sequence[str], clip_skip: int) -> list[Embedding]:
         with self.placement.using(Part.ENCODERS):
-            return self._read(texts)
+            return self._read(texts, clip_skip)
 
-    def _read(self, texts: Sequence[str]) -> Mapping[str, Tensor]:
-        return {"text": self._text_encoder(texts)[0]}
+    def _read(self, texts: Sequence[str], clip_skip: int) -> list[Embedding]:
+        chunked = [self._text_encoder.chunks(text) for text in texts]
+        return [{"text": one.hidden} for one in self._text_encoder.read(chunked, clip_skip=clip_skip)]
 
     def added_conditions(self, conditioning: Conditioning) -> None:
         """None."""
+
+
+def _positive(request: ImageRequest) -> Wording:
+    return Wording(text=request.prompt, clip_skip=request.clip_skip)
+
+
+def _negative(request: ImageRequest) -> Wording:
+    return Wording(text=request.negative_prompt or "", clip_skip=request.clip_skip)

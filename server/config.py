@@ -64,6 +64,8 @@ class ModelsLabSettings(BaseModel):
     max_steps: int = Field(default=50, ge=1, le=150)
     #: Refuse sizes that are no multiple of 8 instead of rounding them.
     strict_sizes: bool = False
+    #: ``clip_skip`` of a request without one, where the model says nothing: 1 is stock, the documentation says 2.
+    clip_skip_default: int = Field(default=1, ge=1, le=2)
 
 
 class Settings(BaseSettings):

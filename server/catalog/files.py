@@ -100,6 +100,7 @@ class Defaults(_File):
     height: _Positive | None = None
     steps: _Positive | None = None
     guidance: Annotated[float, Field(ge=0)] | None = None
+    clip_skip: Annotated[int, Field(ge=1, le=8)] | None = None
     scheduler: str | None = None
 
     @field_validator("scheduler")

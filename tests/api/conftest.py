@@ -24,7 +24,7 @@ SD15 = ModelSpec(
 )
 MODELS = (
     SD15,
-    replace(SD15, id="flux", aliases=("fluxdev",), limits=Limits(multiple=16), note=None, demo=None),
+    replace(SD15, id="flux", family="flux", aliases=("fluxdev",), limits=Limits(multiple=16), note=None, demo=None),
     replace(SD15, id="sdxl-lightning", aliases=(), steps=4, guidance=0.0, width=128, height=128, note=None),
 )
 

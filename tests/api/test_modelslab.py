@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import pytest
 
 from server.engine.executors.stub import StubExecutor
+
+Serve = Callable[..., AbstractAsyncContextManager[Any]]
 
 pytestmark = pytest.mark.anyio
 
@@ -106,7 +110,7 @@ async def test_the_seed_pages_sample_succeeds(api: Any) -> None:
     body = answer.json()
     assert answer.status_code == 200
     assert (body["status"], type(body["id"]), type(body["generationTime"])) == ("success", int, float)
-    assert body["warning"] == "Not applied: clip_skip."
+    assert body["warning"] == "clip_skip was not used: flux has no layers of CLIP to skip."
     assert "request_id" not in body and "future_links" not in body
     assert (body["nsfw_content_detected"], body["webhook_status"], body["tip"]) == (False, "", "")
     assert body["output"] == body["proxy_links"]
@@ -198,7 +202,6 @@ async def test_every_option_that_is_not_applied_is_named(api: Any) -> None:
         "base64": "1",
         "vae": "sd-vae",
         "embeddings": "neg",
-        "clip_skip": "2",
         "ip_adapter_id": "ip-adapter_sd15",
         "init_image": "http://a/b.png",
         "tomesd": "yes",
@@ -209,7 +212,7 @@ async def test_every_option_that_is_not_applied_is_named(api: Any) -> None:
     assert body["status"] == "success"
     assert body["warning"] == (
         "Not applied: safety_checker, safety_checker_type, enhance_prompt, tomesd, self_attention, upscale, temp, "
-        "base64, vae, lora_model, lora_strength, embeddings_model, clip_skip, ip_adapter_id, init_image."
+        "base64, vae, lora_model, lora_strength, embeddings_model, ip_adapter_id, init_image."
     )
     assert (body["meta"]["lora"], body["meta"]["upscale"], body["meta"]["enhance_prompt"]) == (None, "no", "no")
 
@@ -230,6 +233,34 @@ async def test_options_that_ask_for_nothing_are_not_named(api: Any, neutral: dic
 async def test_track_id_keeps_its_type(api: Any, track_id: object) -> None:
     body = (await api.text2img(track_id=track_id)).json()
     assert (body["track_id"], type(body["track_id"])) == (track_id, type(track_id))
+
+
+async def test_clip_skip_is_drawn_with_and_echoed(api: Any) -> None:
+    body = (await api.text2img(clip_skip="2")).json()
+    assert "warning" not in body
+    assert (body["meta"]["clip_skip"], api.executor.requests[-1].clip_skip) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("asked", "used", "warning"),
+    [
+        (0, 1, "clip_skip 0 was raised to 1."),
+        (-3, 1, "clip_skip -3 was raised to 1."),
+        (12, 8, "clip_skip 12 was lowered to 8."),
+    ],
+)
+async def test_clip_skip_out_of_range_is_clamped_and_named(api: Any, asked: int, used: int, warning: str) -> None:
+    body = (await api.text2img(clip_skip=asked)).json()
+    assert (body["meta"]["clip_skip"], body["warning"]) == (used, warning)
+
+
+@pytest.mark.parametrize("left_out", [{}, {"clip_skip": None}, {"clip_skip": ""}])
+async def test_clip_skip_left_out_can_be_the_documented_one(serve: Serve, left_out: dict[str, object]) -> None:
+    async with serve(modelslab={"clip_skip_default": 2}) as api:
+        body = (await api.text2img(**left_out)).json()
+        flux = (await api.text2img(model_id="flux", **left_out)).json()
+    assert (body["meta"]["clip_skip"], "warning" in body) == (2, False)
+    assert (flux["meta"]["clip_skip"], "warning" in flux) == (1, False)
 
 
 async def test_reproducible_is_an_extension(api: Any) -> None:

@@ -31,12 +31,14 @@ class ModelsLab:
         legacy_http_200: bool = Options.legacy_http_200,
         max_steps: int = Options.max_steps,
         strict_sizes: bool = Options.strict_sizes,
+        clip_skip_default: int = Options.clip_skip_default,
     ) -> None:
         self._options = Options(
             failed_status=failed_status,
             legacy_http_200=legacy_http_200,
             max_steps=max_steps,
             strict_sizes=strict_sizes,
+            clip_skip_default=clip_skip_default,
         )
 
     def router(self, context: Context) -> APIRouter:

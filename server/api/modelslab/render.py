@@ -154,6 +154,7 @@ def meta(job: Job) -> dict[str, Any]:
         "use_karras_sigmas": _yes_no(karras),
         "algorithm_type": request["algorithm_type"] or "no",
         "reproducible": _yes_no(request["reproducible"]),
+        "clip_skip": request.get("clip_skip", 1),
         **used_options(),
         "outdir": "out",
         "file_prefix": job.outputs[0],

@@ -32,6 +32,7 @@ class Options:
     legacy_http_200: bool = False
     max_steps: int = 50
     strict_sizes: bool = False
+    clip_skip_default: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,7 @@ def documented_defaults(options: Options) -> Defaults:
         steps=31,
         guidance=7.5,
         strength=0.7,
+        clip_skip=options.clip_skip_default,
         max_steps=options.max_steps,
         max_samples=4,
         min_guidance=1.0,
@@ -96,6 +98,7 @@ def read_call(fields: Fields, options: Options, task: Task) -> Call:
         algorithm_type=parse_algorithm(fields.choice("algorithm_type", limit=_NAME_LIMIT)),
         strength=None if task is Task.TEXT2IMG else fields.number("strength", "prompt_strength"),
         true_cfg=fields.number("true_cfg_scale"),
+        clip_skip=fields.integer("clip_skip"),
         reproducible=fields.flag("reproducible"),
     )
     return Call(
@@ -154,6 +157,7 @@ _PROPERTIES: dict[str, Any] = {
     "num_inference_steps": _described("integer", "Denoising steps; more than the limit is capped.", default=31),
     "guidance_scale": _described("number", "Classifier-free guidance.", default=7.5, minimum=1, maximum=20),
     "true_cfg_scale": _described("number", "Flux: a second forward with the negative prompt.", default=1, maximum=10),
+    "clip_skip": _described("integer", "CLIP's layer, 1 the last; Flux has none.", default=1, minimum=1, maximum=8),
     "seed": _described("integer", "Image i uses seed + i; left out: random."),
     "scheduler": _described("string", "Name of a diffusers scheduler, or AUTOMATIC1111's name for it."),
     "use_karras_sigmas": _described("string", "yes or no; left out: as the scheduler is configured."),

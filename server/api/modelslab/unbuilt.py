@@ -66,7 +66,6 @@ UNBUILT: tuple[Unbuilt, ...] = (
     _value("lora_model", "lora", meta="lora"),
     Unbuilt(name="lora_strength", neutral=(1,), no_is_neutral=False, meta="lora_strength", used=1),
     _value("embeddings_model", "embeddings", meta="embeddings"),
-    Unbuilt(name="clip_skip", neutral=(0, 1), meta="clip_skip", used=1),
     _value("ip_adapter_id"),
     Unbuilt(name="ip_adapter_scale", neutral=(0, 0.6), meta="ip_adapter_scale", used=0.6),
     _value("ip_adapter_image"),

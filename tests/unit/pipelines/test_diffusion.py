@@ -229,13 +229,6 @@ def test_a_request_the_sampler_refuses_does_not_touch_its_neighbours(sd15: Stabl
     assert isinstance(prepared[1], list)
 
 
-def test_a_prompt_beyond_the_encoders_length_is_cut_and_said_to_be(sd15: StableDiffusion15) -> None:
-    short, long = sd15.prepare([wish(prompt="dog " * 75), wish(prompt="dog " * 76)])
-    assert isinstance(short, list) and isinstance(long, list)
-    assert short[0].warnings == ()
-    assert long[0].warnings == ("prompt was cut to its first 75 tokens",)
-
-
 def test_texts_are_encoded_once(sd15: StableDiffusion15) -> None:
     sd15.prepare([wish(prompt="never seen before")])
     hits, misses = sd15.cache.hits, sd15.cache.misses

@@ -45,6 +45,21 @@ def test_the_servers_reproducible_holds_where_the_draft_is_silent() -> None:
     assert complete(DRAFT, MODEL, FALLBACK, reproducible=True).request.reproducible
 
 
+def test_clip_skip_is_the_clients_then_the_models_then_the_dialects() -> None:
+    documented, model = replace(FALLBACK, clip_skip=2), replace(MODEL, clip_skip=3)
+    assert complete(DRAFT, MODEL, FALLBACK).request.clip_skip == 1
+    assert complete(DRAFT, MODEL, documented).request.clip_skip == 2
+    assert complete(DRAFT, model, documented).request.clip_skip == 3
+    assert complete(replace(DRAFT, clip_skip=4), model, documented).request.clip_skip == 4
+
+
+def test_a_family_without_clip_layers_has_no_clip_skip() -> None:
+    flux = replace(MODEL, id="flux", family="flux")
+    completed = complete(replace(DRAFT, clip_skip=2), flux, FALLBACK)
+    assert completed.request.clip_skip == 1
+    assert completed.warnings == ("clip_skip was not used: flux has no layers of CLIP to skip.",)
+
+
 def test_everything_out_of_range_is_clamped_and_named() -> None:
     draft = replace(DRAFT, width=1001, height=5000, samples=9, steps=500, guidance=0.0)
     completed = complete(draft, MODEL, FALLBACK)
