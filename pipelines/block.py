@@ -29,19 +29,21 @@ class RowStep(NamedTuple):
     norm_scaled: bool
     #: Shares of the clean picture and its noise in the kept area after the step; None for a row without a mask.
     blend: tuple[float, float] | None = None
+    #: Slot of its LoRAs in the model's bank; 0 for a row without.
+    lora: int = 0
 
 
 class StepBlock:
     """Host and device side of the arrays, for a fixed number of entries and rows.
 
     Everything lies in one int32 buffer (floats as their bits), so that a step costs one copy. With more places than
-    rows, the rest is padding that reads and writes the pool's scratch slot with an identity-free zero matrix.
+    rows, the rest is padding that reads and writes the pool's scratch slot with a zero matrix.
     """
 
     def __init__(self, *, entries: int, rows: int, device: torch.device) -> None:
         self.entries = entries
         self.rows = rows
-        words = 4 * entries + (7 + MATRIX) * rows
+        words = 5 * entries + (7 + MATRIX) * rows
         pinned = device.type == "cuda"
         self._host = torch.zeros(words, dtype=torch.int32, pin_memory=pinned)
         self._device = self._host if device.type == "cpu" else torch.zeros(words, dtype=torch.int32, device=device)
@@ -53,6 +55,7 @@ class StepBlock:
         for name, length in (
             ("entry_slot", entries),
             ("entry_conditioning", entries),
+            ("entry_lora", entries),
             ("row_slot", rows),
             ("row_positive", rows),
             ("row_negative", rows),
@@ -65,19 +68,23 @@ class StepBlock:
         ):
             self._at[name] = slice(start, start + length)
             start += length
-        #: Some row of the step scales by norms, or blends; decided on the host because it changes what is launched.
+        #: Some row of the step scales by norms, blends, or has LoRAs; known on the host because it changes what is
+        #: launched.
         self.any_norm_scaled = False
         self.any_blended = False
+        self.any_lora = False
 
     def fill(self, steps: Sequence[RowStep], *, scratch: int) -> None:
         """Writes the host side and sends it; ValueError when the rows do not fit."""
         entry_slot: list[int] = []
         entry_conditioning: list[int] = []
+        entry_lora: list[int] = []
         timestep: list[float] = []
         input_scale: list[float] = []
         positive: list[int] = []
         negative: list[int] = []
         for step in steps:
+            entry_lora += [step.lora] * (1 if step.guidance is None else 2)
             positive.append(len(entry_slot))
             if step.guidance is not None:
                 entry_slot.append(step.slot)
@@ -100,6 +107,8 @@ class StepBlock:
             *[scratch] * spare,
             *entry_conditioning,
             *[2 * scratch] * spare,
+            *entry_lora,
+            *[0] * spare,
             *[step.slot for step in steps],
             *[scratch] * free,
             *positive,
@@ -124,6 +133,7 @@ class StepBlock:
         matrices[len(steps) :] = 0.0
         self.any_norm_scaled = any(step.norm_scaled for step in steps)
         self.any_blended = any(step.blend is not None for step in steps)
+        self.any_lora = any(step.lora for step in steps)
         if self._device is not self._host:
             self._device.copy_(self._host, non_blocking=True)
 

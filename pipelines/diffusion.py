@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -11,15 +12,19 @@ import torch
 from torch import Tensor
 
 from pipelines.base import LaneKey, Pipeline, Pixels, Row
-from pipelines.block import BlockRing
+from pipelines.block import BlockRing, StepBlock
 from pipelines.draws import DRAWS, Draw, Kind
 from pipelines.errors import Error, InvalidRequest, NonFinite, OutOfMemory
 from pipelines.flags import AHEAD, FiniteFlags
 from pipelines.images import Posterior, Sources
 from pipelines.inputs import ReadInput
+from pipelines.lora import FindLora, Loras
+from pipelines.lora_bank import LoraStack
+from pipelines.lora_layers import LayerNames
 from pipelines.placement import Part, Placement
 from pipelines.request import ImageRequest, Task
 from pipelines.rows import DiffusionRow, Encoded
+from pipelines.shared import SharedComponents
 from pipelines.slots import SlotPool
 from pipelines.step import Denoiser, denoise, translated_memory_errors
 from schedulers.errors import SchedulerError
@@ -50,6 +55,8 @@ class DiffusionPipeline(Pipeline):
         placement: Placement,
         slots: int,
         read_input: ReadInput | None = None,
+        find_lora: FindLora | None = None,
+        components: SharedComponents | None = None,
     ) -> None:
         self.dtype = dtype
         self.placement = placement
@@ -60,6 +67,10 @@ class DiffusionPipeline(Pipeline):
         self.scheduler_config = dict(scheduler_config)
         self._scheduler = scheduler or str(scheduler_config["_class_name"])
         self.sources = Sources(read_input, self._posterior)
+        self._find_lora = find_lora
+        self._components = components
+        #: From the first request that asks for a LoRA: until then the denoiser is untouched.
+        self.loras: Loras | None = None
         self.pools: dict[LaneKey, SlotPool] = {}
         self._flags = FiniteFlags()
         self._blocks = BlockRing(self.device, depth=AHEAD + 2)
@@ -82,6 +93,15 @@ class DiffusionPipeline(Pipeline):
     @abstractmethod
     def denoiser(self, lane: LaneKey) -> Denoiser:
         """One forward for rows of a lane."""
+
+    @property
+    @abstractmethod
+    def network(self) -> Any:
+        """The denoiser's module, whose layers LoRAs change."""
+
+    @abstractmethod
+    def original_layers(self) -> LayerNames:
+        """The original implementation's names of the denoiser's layers; see ``LayerNames``."""
 
     @abstractmethod
     def encode_image(self, image: Tensor) -> Posterior:
@@ -156,6 +176,7 @@ class DiffusionPipeline(Pipeline):
         if draws is None:
             raise InvalidRequest(f"model {request.model} only inpaints: it needs an image and a mask", field="image")
         table = self.table(request)
+        stack = self._stack(request)
         source = self.sources.source(request)
         lanes = [
             LaneKey(
@@ -169,10 +190,30 @@ class DiffusionPipeline(Pipeline):
         ]
         return [
             DiffusionRow(
-                request=request, index=index, lane=lane, table=table, encoded=encoded, draws=draws, source=source
+                request=request,
+                index=index,
+                lane=lane,
+                table=table,
+                encoded=encoded,
+                draws=draws,
+                source=source,
+                stack=stack,
             )
             for index, lane in enumerate(lanes)
         ]
+
+    def _stack(self, request: ImageRequest) -> LoraStack | None:
+        if not request.loras:
+            return None
+        if self.loras is None:
+            self.loras = Loras(
+                self.network,
+                self.original_layers(),
+                device=self.device,
+                find=self._find_lora,
+                shared=self._components,
+            )
+        return self.loras.stack(request.loras, request.model)
 
     @torch.inference_mode()
     def enter(self, row: Row) -> None:
@@ -186,6 +227,8 @@ class DiffusionPipeline(Pipeline):
                 self.pools[row.lane] = pool
             try:
                 row.slot = pool.take(row.encoded.positive, row.encoded.negative)
+                if row.stack is not None and self.loras is not None:
+                    row.lora = self.loras.bank.take(row.stack)
                 self._begin(row, pool)
             except BaseException:
                 self.leave(row)
@@ -228,6 +271,9 @@ class DiffusionPipeline(Pipeline):
         if row.slot is not None:
             self.pools[row.lane].give(row.slot)
             row.slot = None
+        if self.loras is not None:
+            self.loras.bank.give(row.lora)
+            row.lora = 0
         if row.lane.alone:
             self.pools.pop(row.lane, None)
         idle = [lane for lane, pool in self.pools.items() if pool.empty]
@@ -244,7 +290,7 @@ class DiffusionPipeline(Pipeline):
             self._draw_ahead(pool, moving)
             block = self._blocks.next(entries=sum(row.entries for row in moving), rows=len(moving))
             block.fill([row.part() for row in moving], scratch=pool.scratch)
-            with self.placement.using(Part.DENOISER):
+            with self.placement.using(Part.DENOISER), self._laid_over(block):
                 denoise(self.denoiser(lane), self.dtype, pool, block)
         for row in moving:
             row.step += 1
@@ -252,6 +298,12 @@ class DiffusionPipeline(Pipeline):
         self._flags.watch([(row, row.occupied) for row in moving], pool.finite)
         self._flags.collect()
         return list(self._flags.failed)
+
+    def _laid_over(self, block: StepBlock) -> contextlib.AbstractContextManager[None]:
+        """The rows' LoRAs are in place inside."""
+        if self.loras is None or not block.any_lora:
+            return contextlib.nullcontext()
+        return self.loras.bank.using(block.indices("entry_lora"))
 
     def _draw_ahead(self, pool: SlotPool, rows: Sequence[DiffusionRow]) -> None:
         for row in rows:

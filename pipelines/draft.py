@@ -22,6 +22,8 @@ _TRUE_CFG_FAMILIES = frozenset({"flux"})
 _CLIP_SKIP_FAMILIES = frozenset({"sd15", "sdxl"})
 #: The deepest clip_skip; SD1.5's encoder has 12 layers.
 _MAX_CLIP_SKIP = 8
+#: Beyond, a LoRA leaves nothing of the picture.
+_MAX_LORA_STRENGTH = 4.0
 
 #: Random seeds have as many bits as the ones users see elsewhere.
 _SEED_BITS = 32
@@ -53,6 +55,8 @@ class ImageDraft:
     strength: float | None = None
     true_cfg: float | None = None
     clip_skip: int | None = None
+    #: (name, strength) in order.
+    loras: tuple[tuple[str, float], ...] = ()
     reproducible: bool | None = None
     priority: int = 0
 
@@ -123,6 +127,7 @@ def complete(draft: ImageDraft, model: ModelSpec, fallback: Defaults, *, reprodu
         strength=_choose_strength(draft, steps, fallback, warnings),
         true_cfg=_choose_true_cfg(draft, model, fallback, warnings),
         clip_skip=_choose_clip_skip(draft, model, fallback, warnings),
+        loras=_clamp_loras(draft, warnings),
         reproducible=reproducible if draft.reproducible is None else draft.reproducible,
         priority=draft.priority,
     )
@@ -202,6 +207,14 @@ def _choose_clip_skip(draft: ImageDraft, model: ModelSpec, fallback: Defaults, w
         return 1
     default = fallback.clip_skip if model.clip_skip is None else model.clip_skip
     return _clamp("clip_skip", draft.clip_skip, default, 1, _MAX_CLIP_SKIP, warnings)
+
+
+def _clamp_loras(draft: ImageDraft, warnings: list[str]) -> tuple[tuple[str, float], ...]:
+    most = _MAX_LORA_STRENGTH
+    return tuple(
+        (name, _clamp(f"strength of LoRA {name[:100]}", strength, 1.0, -most, most, warnings))
+        for name, strength in draft.loras
+    )
 
 
 def least_strength(steps: int) -> float:

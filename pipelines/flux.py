@@ -16,8 +16,10 @@ from pipelines.diffusion import DiffusionPipeline
 from pipelines.draws import Kind
 from pipelines.emphasis import is_plain, parse, plain
 from pipelines.errors import BrokenCheckpoint, Error
+from pipelines.flux_layout import originals
 from pipelines.host import Host
 from pipelines.images import Posterior
+from pipelines.lora_layers import LayerNames
 from pipelines.lru import BytesLru
 from pipelines.model import ModelSpec
 from pipelines.placement import Part, Placement
@@ -136,6 +138,8 @@ class Flux(DiffusionPipeline):
             placement=placement,
             slots=host.slots,
             read_input=host.read_input,
+            find_lora=host.find_lora,
+            components=host.shared_for(spec.offload),
         )
 
     def latent_shape(self, request: ImageRequest) -> tuple[int, int, int]:
@@ -221,6 +225,16 @@ class Flux(DiffusionPipeline):
             found = image_ids, torch.zeros(lane.text, 3, device=self.device, dtype=self.dtype)
             self._positions.put(key, found)
         return found
+
+    @property
+    def network(self) -> Any:
+        """The transformer."""
+        return self.transformer
+
+    def original_layers(self) -> LayerNames:
+        """Black Forest Labs' names."""
+        config = self.transformer.config
+        return originals(config.num_layers, config.num_single_layers)
 
     def encode_image(self, image: Tensor) -> Posterior:
         """The VAE's encoder."""

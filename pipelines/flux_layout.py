@@ -51,6 +51,23 @@ _OUTSIDE = {
 }
 
 
+def originals(blocks: int, single_blocks: int) -> dict[str, tuple[str, ...]]:
+    """LoRA files' names of Black Forest Labs' layers, with "_" for "." -> the layers that they were split into.
+
+    Without the last modulation, whose halves are swapped here.
+    """
+    names: dict[str, tuple[str, ...]] = {
+        key.replace(".", "_"): (layer,) for key, layer in _OUTSIDE.items() if "adaLN" not in key
+    }
+    for kind, count in (("double", blocks), ("single", single_blocks)):
+        for number in range(count):
+            for key, layers in _IN_BLOCK.items():
+                if key.startswith(("img", "txt")) is (kind == "double"):
+                    name = f"{kind}_blocks_{number}_{key.replace('.', '_')}"
+                    names[name] = tuple(f"{_BLOCKS[kind]}.{number}.{layer}" for layer in layers)
+    return names
+
+
 def to_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Renamed and split for ``FluxTransformer2DModel``; names that are not Flux' are left out."""
     width = tensors["img_in.weight"].shape[0]

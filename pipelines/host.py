@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from pipelines.inputs import ReadInput
+from pipelines.lora import FindLora
 from pipelines.model import Offload
 from pipelines.shared import SharedComponents
 
@@ -20,6 +21,8 @@ class Host:
     slots: int
     #: None where there are no input pictures.
     read_input: ReadInput | None = None
+    #: None where there are no LoRAs.
+    find_lora: FindLora | None = None
     #: Modules that models of the same files share; None: nothing is shared.
     shared: SharedComponents | None = None
 

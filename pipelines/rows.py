@@ -11,6 +11,7 @@ from pipelines.base import LaneKey, Row
 from pipelines.block import RowStep
 from pipelines.draws import Draw
 from pipelines.images import Source
+from pipelines.lora_bank import LoraStack
 from pipelines.request import ImageRequest
 from pipelines.step import Conditioning
 from schedulers.table import SamplerTable
@@ -41,6 +42,7 @@ class DiffusionRow(Row):
         encoded: Encoded,
         draws: tuple[Draw, ...],
         source: Source | None,
+        stack: LoraStack | None = None,
     ) -> None:
         super().__init__(
             request=request,
@@ -49,7 +51,7 @@ class DiffusionRow(Row):
             calls=table.calls,
             entries=1 if encoded.negative is None else 2,
             scheduler=table.scheduler,
-            warnings=encoded.warnings + table.warnings,
+            warnings=encoded.warnings + table.warnings + (() if stack is None else stack.warnings),
         )
         self.table = table
         self.encoded = encoded
@@ -58,6 +60,9 @@ class DiffusionRow(Row):
         self.source = source
         self.generator = torch.Generator("cpu").manual_seed(self.seed)
         self.slot: int | None = None
+        #: Its LoRAs, and their slot in the model's bank once it has entered; 0: none.
+        self.stack = stack if stack is not None and stack.parts else None
+        self.lora = 0
         #: The kept area is put back after each step.
         self.blends = False
         #: Noise drawn for the coming step, kept until the step has been applied: a retry must not draw again.
@@ -88,4 +93,5 @@ class DiffusionRow(Row):
             matrix=table.matrices[at],
             norm_scaled=table.norm_scaled[at],
             blend=(float(table.blend[at, 0]), float(table.blend[at, 1])) if self.blends else None,
+            lora=self.lora,
         )

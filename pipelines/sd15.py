@@ -64,6 +64,8 @@ class StableDiffusion15(UNetPipeline):
             placement=placement,
             slots=host.slots,
             read_input=host.read_input,
+            find_lora=host.find_lora,
+            components=host.shared_for(spec.offload),
         )
 
     def encode(self, requests: Sequence[ImageRequest]) -> list[Encoded | Error]:

@@ -16,6 +16,7 @@ from pipelines.diffusion import DiffusionPipeline
 from pipelines.draws import Kind
 from pipelines.errors import BrokenCheckpoint
 from pipelines.images import Posterior
+from pipelines.lora_layers import LayerNames, unet_originals
 from pipelines.placement import Part
 from pipelines.request import ImageRequest
 from pipelines.step import Conditioning, Denoiser
@@ -95,6 +96,15 @@ class UNetPipeline(DiffusionPipeline):
     def denoiser(self, lane: LaneKey) -> Denoiser:
         """The UNet."""
         return self._forward
+
+    @property
+    def network(self) -> Any:
+        """The UNet."""
+        return self.unet
+
+    def original_layers(self) -> LayerNames:
+        """Stability's names, which kohya's SDXL files have."""
+        return unet_originals(self.unet)
 
     def _forward(self, sample: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
         out: Tensor = self.unet(

@@ -6,11 +6,13 @@ import tomllib
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 from fastapi import FastAPI
 
 from pipelines.inputs import ReadInput
+from pipelines.lora_folder import find_lora
 from pipelines.registry import FAMILIES
 from server.api.dialect import Context, Dialect, load_dialects
 from server.api.errors import Owners, install
@@ -217,4 +219,5 @@ def _local_executor(settings: Settings, catalog: Catalog, read_input: ReadInput)
         budget_gb=settings.vram_budget_gb,
         offload=settings.offload,
         read_input=read_input,
+        find_lora=partial(find_lora, settings.data / "loras"),
     )

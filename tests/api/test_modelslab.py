@@ -193,8 +193,6 @@ async def test_an_unknown_scheduler_is_a_warning(api: Any) -> None:
 
 async def test_every_option_that_is_not_applied_is_named(api: Any) -> None:
     asked = {
-        "lora_model": "contrast-fix,yae-miko",
-        "lora_strength": "0.45,0.55",
         "enhance_prompt": True,
         "safety_checker": "yes",
         "safety_checker_type": "blur",
@@ -212,7 +210,7 @@ async def test_every_option_that_is_not_applied_is_named(api: Any) -> None:
     assert body["status"] == "success"
     assert body["warning"] == (
         "Not applied: safety_checker, safety_checker_type, enhance_prompt, tomesd, self_attention, upscale, temp, "
-        "base64, vae, lora_model, lora_strength, embeddings_model, ip_adapter_id, init_image."
+        "base64, vae, embeddings_model, ip_adapter_id, init_image."
     )
     assert (body["meta"]["lora"], body["meta"]["upscale"], body["meta"]["enhance_prompt"]) == (None, "no", "no")
 
@@ -227,6 +225,55 @@ async def test_every_option_that_is_not_applied_is_named(api: Any) -> None:
 )  # fmt: skip
 async def test_options_that_ask_for_nothing_are_not_named(api: Any, neutral: dict[str, object]) -> None:
     assert "warning" not in (await api.text2img(**neutral)).json()
+
+
+@pytest.mark.parametrize(
+    ("fields", "loras", "echoed"),
+    [
+        ({"lora_model": " a, b ", "lora_strength": "0.45,0.55"}, (("a", 0.45), ("b", 0.55)), ("a,b", "0.45,0.55")),
+        ({"lora_model": "a,b,c", "lora_strength": "0.5,-2"}, (("a", 0.5), ("b", -2), ("c", 1)), ("a,b,c", "0.5,-2,1")),
+        ({"lora_model": "a,b", "lora_strength": 0.5}, (("a", 0.5), ("b", 0.5)), ("a,b", "0.5,0.5")),
+        ({"lora_model": ["a", "b"], "lora_strength": [1, 2]}, (("a", 1), ("b", 2)), ("a,b", "1,2")),
+        ({"lora": "a", "lora_strength": None}, (("a", 1),), ("a", 1.0)),
+        ({"lora_model": "a,,b", "lora_strength": "1,2,3"}, (("a", 1), ("b", 3)), ("a,b", "1,3")),
+        ({"lora_model": "none", "lora_strength": "1"}, (), (None, 1)),
+    ],
+)
+async def test_loras_are_two_lists(
+    api: Any, fields: dict[str, object], loras: object, echoed: tuple[object, object]
+) -> None:
+    body = (await api.text2img(**fields)).json()
+    assert api.executor.requests[-1].loras == loras
+    assert (body["meta"]["lora"], body["meta"]["lora_strength"]) == echoed
+    assert "warning" not in body
+
+
+async def test_lora_strengths_are_clamped(api: Any) -> None:
+    body = (await api.text2img(lora_model="a,b", lora_strength="9,-1e30")).json()
+    assert (body["meta"]["lora_strength"], body["warning"]) == (
+        "4,-4",
+        "strength of LoRA a 9 was lowered to 4. strength of LoRA b -9223372036854775808 was raised to -4.",
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"lora_strength": 0.5}, "lora_strength"),
+        ({"lora_model": "a", "lora_strength": "1,2"}, "lora_strength after the last LoRA"),
+    ],
+)
+async def test_a_strength_without_its_lora_is_named(api: Any, fields: dict[str, object], named: str) -> None:
+    assert (await api.text2img(**fields)).json()["warning"] == f"Not applied: {named}."
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [({"lora_model": "a", "lora_strength": "much"}, "lora_strength"), ({"lora_model": [{}]}, "lora_model"),
+     ({"lora_model": "a" * 201}, "lora_model"), ({"lora_model": ",".join("a" * 17)}, "lora_model")],
+)  # fmt: skip
+async def test_what_is_no_list_of_loras_is_refused(api: Any, fields: dict[str, object], field: str) -> None:
+    assert list((await api.text2img(**fields)).json()["errors"]) == [field]
 
 
 @pytest.mark.parametrize("track_id", [17, "17", 1.5, True])

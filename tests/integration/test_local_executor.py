@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from pipelines.base import Pixels
-from pipelines.errors import BrokenCheckpoint, Cancelled
+from pipelines.errors import BrokenCheckpoint, Cancelled, InvalidRequest
+from pipelines.lora_folder import find_lora
 from pipelines.model import ModelSpec
 from pipelines.request import ImageRequest, Sigmas
 from server.engine.executors.base import Outcome
@@ -205,3 +206,23 @@ async def test_warnings_of_the_sampler_come_with_the_pictures(sd15_folder: Path)
         outcome = await executor.submit(wish(scheduler="DDIMInverseScheduler")).outcome()
     assert outcome.scheduler == "DDIMScheduler"
     assert any("DDIM" in warning for warning in outcome.warnings)
+
+
+async def test_a_lora_that_is_copied_in_is_used_by_the_next_request(sd15_folder: Path, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    key = "lora_unet_conv_out"
+    asked = wish(loras=(("night", 2.0),))
+    async with executor_of(sd15_folder, find_lora=lambda name: find_lora(tmp_path, name)) as executor:
+        plain = await executor.submit(wish()).outcome()
+        with pytest.raises(InvalidRequest, match="LoRA not found: night"):
+            await executor.submit(asked).outcome()
+        down, up = torch.full((4, 16, 3, 3), 0.02), torch.ones(4, 4, 1, 1)
+        tensors = {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up}
+        save_file(tensors | {"lora_te_x.lora_down.weight": torch.ones(1)}, tmp_path / "night.safetensors")
+        changed, again = [executor.submit(request) for request in (asked, wish())]
+        outcome = await changed.outcome()
+        assert difference(pixels_of(outcome), pixels_of(plain)) > 10
+        assert outcome.warnings == ("LoRA night: its part for the text encoder was not applied.",)
+        assert difference(pixels_of(await again.outcome()), pixels_of(plain)) <= 1

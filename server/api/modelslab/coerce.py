@@ -80,6 +80,15 @@ class Fields:
             return None
         return self.text(*names, limit=limit)
 
+    def listed(self, *names: str) -> list[object]:
+        """A list, or a string of parts between commas, each part without the blanks around it; not given: empty.
+
+        What stands between two commas may be "", so that lists which belong together stay so.
+        """
+        value = self.raw(*names)
+        parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
+        return [] if value is None else [part.strip() if isinstance(part, str) else part for part in parts]
+
     def picture(self, *names: str) -> str | None:
         """URL, data URI or base64; of a list the first."""
         value = self.raw(*names)

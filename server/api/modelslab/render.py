@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipelines.errors import Error, InvalidRequest
+from server.api.modelslab.loras import used_loras
 from server.api.modelslab.unbuilt import used_options
 from server.errors import BadBody, QueueFull
 from server.inputs import is_url
@@ -19,6 +20,7 @@ _WIRE_NAMES = {
     "steps": "num_inference_steps",
     "guidance": "guidance_scale",
     "true_cfg": "true_cfg_scale",
+    "loras": "lora_model",
 }
 _PROCESSING = "Try to fetch request after seconds estimated"
 _FETCH_TIP = "Poll fetch_result with your key until status is success; add ?wait=10 to be answered when it is done."
@@ -156,6 +158,7 @@ def meta(job: Job) -> dict[str, Any]:
         "reproducible": _yes_no(request["reproducible"]),
         "clip_skip": request.get("clip_skip", 1),
         **used_options(),
+        **used_loras(request.get("loras", ())),
         "outdir": "out",
         "file_prefix": job.outputs[0],
     }

@@ -11,6 +11,7 @@ from pipelines.errors import InvalidRequest
 from pipelines.request import Sigmas, Task
 from schedulers.registry import parse_algorithm
 from server.api.modelslab.coerce import Fields
+from server.api.modelslab.loras import read_loras, surplus_strengths
 from server.api.modelslab.pictures import NEEDED
 from server.api.modelslab.unbuilt import find_unapplied
 
@@ -84,6 +85,7 @@ def read_call(fields: Fields, options: Options, task: Task) -> Call:
     if options.strict_sizes:
         _check_side("width", width)
         _check_side("height", height)
+    loras = read_loras(fields)
     draft = ImageDraft(
         prompt=prompt or "",
         negative_prompt=fields.text("negative_prompt", limit=_PROMPT_LIMIT),
@@ -99,6 +101,7 @@ def read_call(fields: Fields, options: Options, task: Task) -> Call:
         strength=None if task is Task.TEXT2IMG else fields.number("strength", "prompt_strength"),
         true_cfg=fields.number("true_cfg_scale"),
         clip_skip=fields.integer("clip_skip"),
+        loras=loras,
         reproducible=fields.flag("reproducible"),
     )
     return Call(
@@ -109,7 +112,11 @@ def read_call(fields: Fields, options: Options, task: Task) -> Call:
         webhook=fields.choice("webhook", limit=_URL_LIMIT),
         track_id=fields.scalar("track_id", limit=_NAME_LIMIT),
         instant=fields.flag("instant_response") or False,
-        unapplied=(*find_unapplied(fields, applied=pictures), *_find_surplus(fields, pictures)),
+        unapplied=(
+            *find_unapplied(fields, applied=pictures),
+            *surplus_strengths(fields, len(loras)),
+            *_find_surplus(fields, pictures),
+        ),
     )
 
 
@@ -162,6 +169,8 @@ _PROPERTIES: dict[str, Any] = {
     "scheduler": _described("string", "Name of a diffusers scheduler, or AUTOMATIC1111's name for it."),
     "use_karras_sigmas": _described("string", "yes or no; left out: as the scheduler is configured."),
     "algorithm_type": _described("string", "For DPM solvers: dpmsolver++, sde-dpmsolver++ …"),
+    "lora_model": _described("string", "Names of LoRAs, with commas between them."),
+    "lora_strength": _described("string", "Their strengths, -4 to 4, with commas; one for all, missing ones 1."),
     "reproducible": _described("boolean", "Extension: bit-equal whatever else is being drawn."),
     "instant_response": _described("string", "yes: answer at once with status processing."),
     "webhook": _described("string", "URL that is told when the images are done."),

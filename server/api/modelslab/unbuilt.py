@@ -63,8 +63,6 @@ UNBUILT: tuple[Unbuilt, ...] = (
     _flag("temp"),
     _flag("base64"),
     _value("vae"),
-    _value("lora_model", "lora", meta="lora"),
-    Unbuilt(name="lora_strength", neutral=(1,), no_is_neutral=False, meta="lora_strength", used=1),
     _value("embeddings_model", "embeddings", meta="embeddings"),
     _value("ip_adapter_id"),
     Unbuilt(name="ip_adapter_scale", neutral=(0, 0.6), meta="ip_adapter_scale", used=0.6),

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 from pipelines.base import Pipeline
 from pipelines.errors import Error
@@ -72,12 +73,14 @@ class LocalExecutor:
         budget_gb: float | None = None,
         offload: Offload = Offload.NONE,
         read_input: ReadInput | None = None,
+        find_lora: Callable[[str], Path | None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._catalog = spec
         self._budget_gb = budget_gb
         self._offload = offload
         self._read_input = read_input
+        self._find_lora = find_lora
         self._shared = SharedComponents()
         self._device = device
         self._threads = threads
@@ -206,7 +209,11 @@ class LocalExecutor:
         spec = self._made(name)
         module, _, family = FAMILIES[spec.family].partition(":")
         host = Host(
-            device=pick_device(self._device), slots=self._slots, read_input=self._read_input, shared=self._shared
+            device=pick_device(self._device),
+            slots=self._slots,
+            read_input=self._read_input,
+            find_lora=self._find_lora,
+            shared=self._shared,
         )
         pipeline = getattr(importlib.import_module(module), family).load(spec, host)
         assert isinstance(pipeline, Pipeline)

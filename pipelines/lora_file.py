@@ -1,0 +1,138 @@
+"""A LoRA file: low-rank pairs by layer, whichever of the usual layouts it was saved in.
+
+Layouts: kohya-ss/sd-scripts (``lora_unet_….lora_down.weight``), peft (``unet.….lora_A.weight``) and diffusers before
+peft (``unet.….lora.down.weight``, ``….processor.to_q_lora.down.weight``).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pipelines.errors import BrokenCheckpoint, InvalidRequest
+from pipelines.weight_file import WeightFile
+
+#: What keys hold -> what kind of adapter has them; none of these is a plain product of two matrices.
+_REFUSED = {
+    r"\.dora_scale": "a DoRA",
+    r"\.lora_magnitude_vector": "a DoRA",
+    r"\.hada_": "a LoHa",
+    r"\.lokr_": "a LoKr",
+    r"\.lora_mid": "a LoCon with Tucker decomposition",
+    r"\.oft_": "an OFT",
+    r"\.on_input": "an IA3",
+    r"\.diff(_b)?$": "a file of full weight differences",
+    r"\.lora_B(\.default)?\.bias$": "a LoRA with biases",
+}
+#: Ends of keys: matrix, then what stands before ".weight" for it.
+_ENDS = {
+    "down": (".lora_down", ".lora_A", ".lora_A.default", ".lora.down", ".lora_linear_layer.down", "_lora.down"),
+    "up": (".lora_up", ".lora_B", ".lora_B.default", ".lora.up", ".lora_linear_layer.up", "_lora.up"),
+}
+_PARTS = {f"{end}.weight": part for part, ends in _ENDS.items() for end in ends} | {".alpha": "alpha"}
+_WRAPPER = "base_model.model."
+_DENOISER = ("lora_unet_", "lora_transformer_", "unet.", "transformer.", "diffusion_model.", "model.diffusion_model.")
+_TEXT = ("lora_te", "text_encoder", "text_model.", "bundle_emb", "lora_prior_te", "clip_l.", "clip_g.", "t5xxl.")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LoraPair:
+    """What is added to a layer's weight: scale x up @ down."""
+
+    #: (rank, inputs), or (rank, inputs, height, width) of a convolution.
+    down: Tensor
+    #: (outputs, rank)
+    up: Tensor
+    #: alpha / rank.
+    scale: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LoraFile:
+    """The denoiser's part of a file."""
+
+    #: Layer as the file names it, without the denoiser's prefix and with "_" for "." -> pair.
+    pairs: Mapping[str, LoraPair]
+    #: The file has a part for text encoders too.
+    has_text: bool
+
+
+def read_lora(path: Path, name: str) -> LoraFile:
+    """Reads a file; InvalidRequest, naming the LoRA, for one that is damaged or of a kind that is not drawn."""
+    from safetensors import safe_open
+
+    try:
+        keys = list(WeightFile.open(path, name).tensors)
+    except BrokenCheckpoint as error:
+        raise InvalidRequest(f"LoRA {name} cannot be read: it is no sound .safetensors file", field="loras") from error
+    for key in keys:
+        for mark, kind in _REFUSED.items():
+            if re.search(mark, key):
+                raise InvalidRequest(f"LoRA {name} is {kind}, which is not supported", field="loras")
+    with safe_open(path, "pt") as file:
+        options = _options(file.metadata() or {})
+        if any(value for option, value in options.items() if option.endswith("use_dora")):
+            raise InvalidRequest(f"LoRA {name} is a DoRA, which is not supported", field="loras")
+        found: dict[str, dict[str, Tensor]] = {}
+        has_text = False
+        for key in keys:
+            bare = key.removeprefix(_WRAPPER)
+            if bare.startswith(_TEXT):
+                has_text = True
+                continue
+            layer, part = _place(bare, name)
+            found.setdefault(layer, {})[part] = file.get_tensor(key)
+    pairs = {layer.replace(".", "_"): _pair(layer, parts, options, name) for layer, parts in found.items()}
+    return LoraFile(pairs=pairs, has_text=has_text)
+
+
+def _place(key: str, name: str) -> tuple[str, str]:
+    """Layer and part of a key."""
+    for prefix in _DENOISER:
+        if key.startswith(prefix):
+            key = key.removeprefix(prefix)
+            break
+    # Longest first: ".lora.down" and "_lora.down" must not be taken for one another.
+    end = next((end for end in sorted(_PARTS, key=len, reverse=True) if key.endswith(end)), None)
+    if end is None:
+        raise InvalidRequest(f"LoRA {name} is not supported: {key[:100]} is no part of a LoRA", field="loras")
+    return key.removesuffix(end).replace(".processor.", "."), _PARTS[end]
+
+
+def _pair(layer: str, parts: Mapping[str, Tensor], options: Mapping[str, Any], name: str) -> LoraPair:
+    down, up = parts.get("down"), parts.get("up")
+    if down is None or up is None:
+        raise InvalidRequest(f"LoRA {name} is incomplete: {layer[:100]} has one matrix of two", field="loras")
+    rank = down.shape[0]
+    if down.dim() not in (2, 4) or rank == 0 or up.dim() not in (2, 4) or up.numel() != up.shape[0] * rank:
+        raise InvalidRequest(f"LoRA {name} is damaged: the shapes of {layer[:100]} do not match", field="loras")
+    alpha = float(parts["alpha"]) if "alpha" in parts else None
+    return LoraPair(down=down, up=up.reshape(-1, rank), scale=_scale(layer, rank, alpha, options))
+
+
+def _options(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """peft's configuration as diffusers saves it with the weights, without the component's name."""
+    try:
+        options = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+    except ValueError:
+        return {}
+    if not isinstance(options, dict):
+        return {}
+    denoisers = ("unet.", "transformer.")
+    return {key.partition(".")[2]: value for key, value in options.items() if key.startswith(denoisers)}
+
+
+def _scale(layer: str, rank: int, alpha: float | None, options: Mapping[str, Any]) -> float:
+    """alpha / rank; an alpha beside the matrices wins over peft's configuration, and none means the rank."""
+    if alpha is None:
+        patterns = options.get("alpha_pattern") or {}
+        ours = (value for key, value in patterns.items() if re.search(rf"(^|\.){re.escape(key)}$", layer))
+        alpha = float(next(ours, options.get("lora_alpha", rank)))
+    return alpha / (math.sqrt(rank) if options.get("use_rslora") else rank)
