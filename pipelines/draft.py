@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from math import nextafter, sqrt
 from typing import TypeVar
 
-from pipelines.errors import InvalidRequest
+from pipelines.errors import CheckerMissing, InvalidRequest
 from pipelines.model import Limits, ModelSpec
 from pipelines.request import ImageRequest, Sigmas, Task
+from pipelines.safety import REPLACEMENTS
 from schedulers.registry import SCHEDULERS, parse_name
 
 N = TypeVar("N", int, float)
@@ -57,6 +58,9 @@ class ImageDraft:
     clip_skip: int | None = None
     #: (name, strength) in order.
     loras: tuple[tuple[str, float], ...] = ()
+    #: Whether the safety checker looks at the pictures, and what replaces one that it flags, in any spelling.
+    safety: bool | None = None
+    safety_type: str | None = None
     reproducible: bool | None = None
     priority: int = 0
 
@@ -88,6 +92,30 @@ class Defaults:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SafetyRules:
+    """What a server has decided about the safety checker."""
+
+    #: Pictures are checked where the client does not say.
+    default: bool = False
+    #: Pictures are checked whatever the client says.
+    force: bool = False
+    #: Key of ``pipelines.safety.REPLACEMENTS`` where the client names none.
+    type: str = "sensitive_content_text"
+    #: The checker's weights are here.
+    available: bool = False
+
+    @property
+    def fault(self) -> CheckerMissing | None:
+        """Why nothing at all can be drawn."""
+        return CheckerMissing() if self.force and not self.available else None
+
+    def replacement(self, draft: ImageDraft) -> str:
+        """What replaces a picture of the draft's that is flagged: the one it names, if there is one of that name."""
+        asked = (draft.safety_type or "").strip().lower()
+        return asked if asked in REPLACEMENTS else self.type
+
+
+@dataclass(frozen=True, kw_only=True)
 class Completed:
     """A request with every value decided, and one sentence for each value that is not the one asked for."""
 
@@ -95,11 +123,19 @@ class Completed:
     warnings: tuple[str, ...] = ()
 
 
-def complete(draft: ImageDraft, model: ModelSpec, fallback: Defaults, *, reproducible: bool = False) -> Completed:
+def complete(
+    draft: ImageDraft,
+    model: ModelSpec,
+    fallback: Defaults,
+    *,
+    reproducible: bool = False,
+    safety: SafetyRules = SafetyRules(),
+) -> Completed:
     """Decides every value: the client's within limits, else the model's default, else the dialect's.
 
-    ``reproducible`` is the server's setting, used where the draft does not say. What is out of range is moved to the
-    nearest value in range, and a warning names it. Raises ``InvalidRequest`` for a task that the model does not do.
+    ``reproducible`` is the server's setting, used where the draft does not say; ``safety`` what it has decided about
+    the checker. What is out of range is moved to the nearest value in range, and a warning names it. Raises
+    ``InvalidRequest`` for a task that the model does not do, and ``CheckerMissing``.
     """
     check_task(draft.task, model)
     warnings: list[str] = []
@@ -128,6 +164,7 @@ def complete(draft: ImageDraft, model: ModelSpec, fallback: Defaults, *, reprodu
         true_cfg=_choose_true_cfg(draft, model, fallback, warnings),
         clip_skip=_choose_clip_skip(draft, model, fallback, warnings),
         loras=_clamp_loras(draft, warnings),
+        safety=_choose_safety(draft, safety, warnings),
         reproducible=reproducible if draft.reproducible is None else draft.reproducible,
         priority=draft.priority,
     )
@@ -215,6 +252,22 @@ def _clamp_loras(draft: ImageDraft, warnings: list[str]) -> tuple[tuple[str, flo
         (name, _clamp(f"strength of LoRA {name[:100]}", strength, 1.0, -most, most, warnings))
         for name, strength in draft.loras
     )
+
+
+def _choose_safety(draft: ImageDraft, rules: SafetyRules, warnings: list[str]) -> str | None:
+    if rules.fault is not None:
+        raise rules.fault
+    if rules.force and draft.safety is False:
+        warnings.append("The safety checker was used: this server draws nothing without it.")
+    if not (rules.force or (rules.default if draft.safety is None else draft.safety)):
+        return None
+    if not rules.available:
+        warnings.append("The safety checker was not used: its weights are not here.")
+        return None
+    used = rules.replacement(draft)
+    if draft.safety_type is not None and draft.safety_type.strip().lower() != used:
+        warnings.append(f"Unknown safety checker type {draft.safety_type[:60]!r}: {used} was used.")
+    return used
 
 
 def least_strength(steps: int) -> float:

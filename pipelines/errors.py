@@ -65,3 +65,12 @@ class Cancelled(Error):
     """The request was cancelled by its owner."""
 
     code = "cancelled"
+
+
+class CheckerMissing(Error):
+    """The server draws nothing unchecked, and has nothing to check with."""
+
+    code = "unavailable"
+
+    def __init__(self) -> None:
+        super().__init__("The safety checker's weights are not here, and this server draws nothing without it.")

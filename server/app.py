@@ -11,6 +11,7 @@ from typing import cast
 
 from fastapi import FastAPI
 
+from pipelines.draft import SafetyRules
 from pipelines.inputs import ReadInput
 from pipelines.lora_folder import find_lora
 from pipelines.registry import FAMILIES
@@ -78,6 +79,7 @@ def build_parts(
         max_queued_jobs_per_key=settings.max_queued_jobs_per_key,
         deadline_s=settings.job_deadline_s,
         max_attempts=settings.max_attempts,
+        forced_safety=settings.safety.type if settings.safety.force else None,
     )
     return Parts(
         settings=settings,
@@ -182,6 +184,9 @@ def _add_routes(app: FastAPI, parts: Parts) -> None:
         public_url=settings.public_url,
         sync_wait_s=settings.sync_wait_s,
         reproducible=settings.reproducible,
+        safety=SafetyRules(
+            default=settings.safety.default == "yes", force=settings.safety.force, type=settings.safety.type
+        ),
     )
     metrics = Metrics(parts.service.engine_stats)
     health = Health(
@@ -220,4 +225,5 @@ def _local_executor(settings: Settings, catalog: Catalog, read_input: ReadInput)
         offload=settings.offload,
         read_input=read_input,
         find_lora=partial(find_lora, settings.data / "loras"),
+        checker_files=catalog.checker,
     )

@@ -21,6 +21,7 @@ from pydantic_settings import (
 )
 
 from pipelines.model import Offload
+from pipelines.safety import REPLACEMENTS
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_FILE = ROOT / "configs" / "server.toml"
@@ -66,6 +67,26 @@ class ModelsLabSettings(BaseModel):
     strict_sizes: bool = False
     #: ``clip_skip`` of a request without one, where the model says nothing: 1 is stock, the documentation says 2.
     clip_skip_default: int = Field(default=1, ge=1, le=2)
+
+
+class SafetySettings(BaseModel):
+    """Who decides whether Stable Diffusion's safety checker looks at the pictures of every model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    #: "yes" or "no" for requests that do not say.
+    default: Literal["no", "yes"] = "no"
+    #: Every picture is checked, in every API, and nothing is drawn while the checker's weights are not here.
+    force: bool = False
+    #: What replaces a flagged picture of a request that does not say: sensitive_content_text, blur, pixelate, black.
+    type: str = "sensitive_content_text"
+
+    @field_validator("type")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        if value not in REPLACEMENTS:
+            raise ValueError(f"no such replacement{nearest(value, REPLACEMENTS)}")
+        return value
 
 
 class Settings(BaseSettings):
@@ -129,6 +150,7 @@ class Settings(BaseSettings):
     webhook_timeout_s: float = Field(default=15.0, gt=0)
     webhook_delays_s: _Seconds = (1.0, 5.0, 25.0)
 
+    safety: SafetySettings = SafetySettings()
     modelslab: ModelsLabSettings = ModelsLabSettings()
 
     @field_validator("public_url")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Protocol, cast
 
@@ -11,6 +11,7 @@ import orjson
 from fastapi import APIRouter
 from fastapi.responses import Response
 
+from pipelines.draft import SafetyRules
 from pipelines.errors import Error
 from server.api import DIALECTS
 from server.catalog import Catalog
@@ -67,6 +68,12 @@ class Context:
     sync_wait_s: float = 15.0
     #: Every picture bit-equal, unless the request says otherwise.
     reproducible: bool = False
+    #: What the settings say about the safety checker.
+    safety: SafetyRules = field(default_factory=SafetyRules)
+
+    def safety_rules(self) -> SafetyRules:
+        """What holds at this moment: the checker's weights come and go."""
+        return replace(self.safety, available=self.catalog.checker() is not None)
 
 
 class Dialect(Protocol):

@@ -107,6 +107,9 @@ class Health:
     def _find_fault(self) -> str | None:
         if not self._context.service.accepting:
             return "not accepting requests"
+        fault = self._context.safety_rules().fault
+        if fault is not None:
+            return str(fault)
         stats = self._context.service.engine_stats()
         if not stats.alive:
             return "the device thread does not run"

@@ -12,6 +12,7 @@ from typing import Self
 
 from pipelines.errors import InvalidRequest, UnknownModel
 from pipelines.model import ModelSpec
+from pipelines.safety import CheckerFiles
 from server.catalog.files import ModelFile, Source
 from server.catalog.offer import Offer, Places, read_offer
 from server.config import ConfigError, nearest
@@ -49,11 +50,12 @@ class Catalog:
         default: str | None = None,
         realtime: str | None = None,
         configured: Mapping[str, ModelFile] | None = None,
+        checker: CheckerFiles | None = None,
     ) -> None:
         self._default = default
         self._realtime = realtime
         self._files: _Files | None = None
-        self._take(Offer(models=tuple(models), configured=dict(configured or {})))
+        self._take(Offer(models=tuple(models), configured=dict(configured or {}), checker=checker))
 
     @classmethod
     def load(
@@ -116,6 +118,11 @@ class Catalog:
         """All that are offered, by id."""
         self._refresh()
         return self._offer.models
+
+    def checker(self) -> CheckerFiles | None:
+        """The safety checker for all models; None: its weights are not here."""
+        self._refresh()
+        return self._offer.checker
 
     @property
     def configured(self) -> Mapping[str, ModelFile]:

@@ -9,6 +9,8 @@ from typing import TypeVar
 
 from pipelines.model import Limits, ModelSpec
 from pipelines.request import Task
+from pipelines.safety import CheckerFiles
+from server.catalog.checker import find_checker, watched_for_checkers
 from server.catalog.files import DemoFile, ModelFile, read_model
 from server.catalog.weights import FAMILY_MARKS, is_whole
 from server.config import ConfigError, nearest
@@ -27,6 +29,8 @@ class Offer:
     models: tuple[ModelSpec, ...]
     #: All that is configured, by id: also without weights, and of families that are not built.
     configured: Mapping[str, ModelFile] = field(default_factory=dict)
+    #: The safety checker for all of them; None: its weights are not here.
+    checker: CheckerFiles | None = None
     #: Whatever changes the offer when it changes.
     watched: tuple[Path, ...] = ()
 
@@ -85,7 +89,11 @@ def read_offer(places: Places, families: Collection[str], report: Report) -> Off
     return Offer(
         models=tuple(sorted(offered, key=lambda spec: spec.id)),
         configured={id_: model for id_, (_, model) in sorted(models.items())},
-        watched=tuple(_watched(places, [file for file, _ in demos], models.values(), located.values())),
+        checker=find_checker(places.models, offered, report),
+        watched=(
+            *_watched(places, [file for file, _ in demos], models.values(), located.values()),
+            *watched_for_checkers(places.models),
+        ),
     )
 
 

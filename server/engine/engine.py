@@ -14,8 +14,9 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from pipelines.base import LaneKey, Pipeline, Row
+from pipelines.base import LaneKey, Pipeline, Pixels, Row
 from pipelines.errors import Cancelled, DeadlineExceeded, Error, NonFinite, OutOfMemory
+from pipelines.safety import Check, Checked, refuse_unchecked
 from server.engine.executors.base import EngineStats, Picture
 from server.engine.lanes import AGING_S, Choice, Lanes
 from server.engine.models import Budget, ResidentModels, Weigh
@@ -43,11 +44,13 @@ class Engine:
         budget: Callable[[], Budget] = Budget,
         weigh: Weigh = lambda name: 0,
         stamp: Callable[[str], object] = lambda name: None,
+        check: Check = refuse_unchecked,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.models = ResidentModels(load, limit=max_resident, budget=budget, weigh=weigh, stamp=stamp, clock=clock)
         self._lanes = Lanes(max_rows=max_rows)
         self._slots = slots
+        self._check = check
         self._clock = clock
         self._inbox: deque[Ticket] = deque()
         #: Set when there may be something to do.
@@ -255,14 +258,34 @@ class Engine:
         except Exception as error:
             self._fail_all([ticket for ticket, _ in pairs], error, "%d rows cannot be decoded", len(pairs))
             return
-        for (ticket, row), result in zip(pairs, results, strict=True):
+        for (ticket, row), result in zip(pairs, self._checked([row for _, row in pairs], results), strict=True):
             if isinstance(result, Error):
                 self._non_finite += isinstance(result, NonFinite)
                 self._fail(ticket, result)
                 continue
             self._remove(row)
-            if ticket.add(row.index, Picture(pixels=result, seed=row.seed)):
+            if ticket.add(row.index, Picture(pixels=result.pixels, seed=row.seed, nsfw=result.flagged)):
                 ticket.succeed(scheduler=row.scheduler, now=self._clock())
+
+    def _checked(self, rows: Sequence[Row], results: Sequence[Pixels | Error]) -> list[Checked | Error]:
+        """Shows the checker what is to be checked; what it cannot look at fails."""
+        checked: dict[Row, Checked | Error] = {}
+        asked: dict[Row, tuple[Pixels, str]] = {}
+        for row, result in zip(rows, results, strict=True):
+            if isinstance(result, Error):
+                checked[row] = result
+            elif row.request.safety is None:
+                checked[row] = Checked(pixels=result, flagged=False)
+            else:
+                asked[row] = (result, row.request.safety)
+        if asked:
+            pictures, replacements = zip(*asked.values(), strict=True)
+            try:
+                checked.update(zip(asked, self._check(pictures, replacements), strict=True))
+            except Exception as error:
+                told = _told(error, "%d pictures cannot be checked", len(asked))
+                checked.update(dict.fromkeys(asked, told))
+        return [checked[row] for row in rows]
 
     # Endings.
 
@@ -287,12 +310,9 @@ class Engine:
         ticket.fail(error)
 
     def _fail_all(self, tickets: Iterable[Ticket], error: Exception, message: str, *values: object) -> None:
-        """A boundary: what is not of our error tree is logged, and told to nobody in its own words."""
-        if not isinstance(error, Error):
-            logger.error(message, *values, exc_info=error)
-            error = Error(INTERNAL)
+        told = _told(error, message, *values)
         for ticket in tickets:
-            self._fail(ticket, error)
+            self._fail(ticket, told)
 
     # For other threads.
 
@@ -314,6 +334,14 @@ class Engine:
             loaded_models=self.models.names,
             heartbeat=now,
         )
+
+
+def _told(error: Exception, message: str, *values: object) -> Error:
+    """A boundary: what is not of our error tree is logged, and told to nobody in its own words."""
+    if isinstance(error, Error):
+        return error
+    logger.error(message, *values, exc_info=error)
+    return Error(INTERNAL)
 
 
 def _shape(ticket: Ticket) -> tuple[str, int, int]:

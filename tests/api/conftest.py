@@ -13,6 +13,7 @@ import pytest
 from fastapi import FastAPI
 
 from pipelines.model import Limits, ModelSpec
+from pipelines.safety import CheckerFiles
 from server.app import Parts, build_app
 from server.catalog import Catalog
 from server.config import ModelsLabSettings, Settings
@@ -59,7 +60,10 @@ def serve(tmp_path: Path) -> Serve:
 
     @asynccontextmanager
     async def serving(
-        executor: StubExecutor | None = None, modelslab: dict[str, Any] | None = None, **values: Any
+        executor: StubExecutor | None = None,
+        modelslab: dict[str, Any] | None = None,
+        checker: CheckerFiles | None = None,
+        **values: Any,
     ) -> AsyncIterator[Api]:
         settings = Settings(
             **{"data": tmp_path, "api_key": KEY, "max_body_bytes": 300_000, "webhook_delays_s": (), **values},
@@ -67,7 +71,7 @@ def serve(tmp_path: Path) -> Serve:
         )
         executor = executor or StubExecutor()
         started: list[Parts] = []
-        catalog = Catalog(MODELS, default="sd15")
+        catalog = Catalog(MODELS, default="sd15", checker=checker)
         app = build_app(settings, executor=executor, catalog=catalog, on_start=started.append)
         transport = httpx2.ASGITransport(app=app)
         async with (

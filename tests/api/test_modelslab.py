@@ -194,8 +194,6 @@ async def test_an_unknown_scheduler_is_a_warning(api: Any) -> None:
 async def test_every_option_that_is_not_applied_is_named(api: Any) -> None:
     asked = {
         "enhance_prompt": True,
-        "safety_checker": "yes",
-        "safety_checker_type": "blur",
         "upscale": "2",
         "base64": "1",
         "vae": "sd-vae",
@@ -209,7 +207,7 @@ async def test_every_option_that_is_not_applied_is_named(api: Any) -> None:
     body = (await api.text2img(**asked)).json()
     assert body["status"] == "success"
     assert body["warning"] == (
-        "Not applied: safety_checker, safety_checker_type, enhance_prompt, tomesd, self_attention, upscale, temp, "
+        "Not applied: enhance_prompt, tomesd, self_attention, upscale, temp, "
         "base64, vae, embeddings_model, ip_adapter_id, init_image."
     )
     assert (body["meta"]["lora"], body["meta"]["upscale"], body["meta"]["enhance_prompt"]) == (None, "no", "no")

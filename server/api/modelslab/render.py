@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from pipelines.draft import SafetyRules
 from pipelines.errors import Error, InvalidRequest
 from server.api.modelslab.loras import used_loras
 from server.api.modelslab.unbuilt import used_options
@@ -26,10 +27,18 @@ _PROCESSING = "Try to fetch request after seconds estimated"
 _FETCH_TIP = "Poll fetch_result with your key until status is success; add ?wait=10 to be answered when it is done."
 
 
-def make_echo(*, track_id: object, instant: bool, note: str | None, pictures: Mapping[str, str]) -> dict[str, Any]:
+def make_echo(
+    *, track_id: object, instant: bool, note: str | None, pictures: Mapping[str, str], safety_type: str
+) -> dict[str, Any]:
     """What is stored beside the request so that answers can repeat it; never the key, and of pictures only URLs."""
     shown = {name: source if is_url(source) else "base64" for name, source in pictures.items()}
-    return {"track_id": track_id, "instant_response": _yes_no(instant), "model_note": note, "pictures": shown}
+    return {
+        "track_id": track_id,
+        "instant_response": _yes_no(instant),
+        "model_note": note,
+        "pictures": shown,
+        "safety_type": safety_type,
+    }
 
 
 def success(job: Job) -> dict[str, Any]:
@@ -137,6 +146,8 @@ def output_links(job: Job) -> list[str]:
 def meta(job: Job) -> dict[str, Any]:
     """Every value that was used, under the names of both generations of the API; what was not applied says so."""
     request, echo = job.request, job.echo
+    # A job that waited while the server was told to check everything was checked, whatever it had asked for.
+    safety = (job.result or request).get("safety")
     karras = request["sigmas"] == "karras"
     values = {
         "prompt": request["prompt"],
@@ -157,6 +168,8 @@ def meta(job: Job) -> dict[str, Any]:
         "algorithm_type": request["algorithm_type"] or "no",
         "reproducible": _yes_no(request["reproducible"]),
         "clip_skip": request.get("clip_skip", 1),
+        "safety_checker": _yes_no(safety is not None),
+        "safety_checker_type": safety or echo.get("safety_type", SafetyRules.type),
         **used_options(),
         **used_loras(request.get("loras", ())),
         "outdir": "out",

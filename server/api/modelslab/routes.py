@@ -110,7 +110,11 @@ class Routes:
             owner=caller.id,
             dialect=NAME,
             echo=render.make_echo(
-                track_id=call.track_id, instant=call.instant, note=model.note, pictures=call.pictures
+                track_id=call.track_id,
+                instant=call.instant,
+                note=model.note,
+                pictures=call.pictures,
+                safety_type=self._context.safety.replacement(draft),
             ),
             base_url=base,
             webhook=call.webhook,
@@ -118,7 +122,13 @@ class Routes:
 
     def _complete(self, call: Call, found: Resolved) -> Completed:
         defaults = documented_defaults(self._options)
-        completed = complete(call.draft, found.model, defaults, reproducible=self._context.reproducible)
+        completed = complete(
+            call.draft,
+            found.model,
+            defaults,
+            reproducible=self._context.reproducible,
+            safety=self._context.safety_rules(),
+        )
         unapplied = (f"Not applied: {', '.join(call.unapplied)}.",) if call.unapplied else ()
         return replace(completed, warnings=(*found.warnings, *completed.warnings, *unapplied))
 

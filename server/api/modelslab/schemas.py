@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pipelines.draft import Defaults, ImageDraft
 from pipelines.errors import InvalidRequest
 from pipelines.request import Sigmas, Task
+from pipelines.safety import REPLACEMENTS
 from schedulers.registry import parse_algorithm
 from server.api.modelslab.coerce import Fields
 from server.api.modelslab.loras import read_loras, surplus_strengths
@@ -102,6 +103,8 @@ def read_call(fields: Fields, options: Options, task: Task) -> Call:
         true_cfg=fields.number("true_cfg_scale"),
         clip_skip=fields.integer("clip_skip"),
         loras=loras,
+        safety=fields.flag("safety_checker"),
+        safety_type=_read_safety_type(fields),
         reproducible=fields.flag("reproducible"),
     )
     return Call(
@@ -141,6 +144,12 @@ def _read_sigmas(fields: Fields) -> Sigmas | None:
     return Sigmas.KARRAS if karras else Sigmas.DEFAULT
 
 
+def _read_safety_type(fields: Fields) -> str | None:
+    # Of whatever kind it is: an unknown one is the default, documented so.
+    value = fields.raw("safety_checker_type")
+    return None if value is None else str(value)[:_NAME_LIMIT]
+
+
 def _check_side(name: str, side: int | None) -> None:
     low, high = _SIDES
     if side is not None and not low <= side <= high:
@@ -171,6 +180,8 @@ _PROPERTIES: dict[str, Any] = {
     "algorithm_type": _described("string", "For DPM solvers: dpmsolver++, sde-dpmsolver++ …"),
     "lora_model": _described("string", "Names of LoRAs, with commas between them."),
     "lora_strength": _described("string", "Their strengths, -4 to 4, with commas; one for all, missing ones 1."),
+    "safety_checker": _described("string", "yes: pictures that the safety checker flags are replaced."),
+    "safety_checker_type": _described("string", "By what.", enum=list(REPLACEMENTS)),
     "reproducible": _described("boolean", "Extension: bit-equal whatever else is being drawn."),
     "instant_response": _described("string", "yes: answer at once with status processing."),
     "webhook": _described("string", "URL that is told when the images are done."),

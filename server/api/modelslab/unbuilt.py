@@ -41,13 +41,6 @@ def _value(name: str, *aliases: str, meta: str = "", neutral: tuple[str | float,
 
 
 UNBUILT: tuple[Unbuilt, ...] = (
-    _flag("safety_checker"),
-    Unbuilt(
-        name="safety_checker_type",
-        neutral=("sensitive_content_text",),
-        meta="safety_checker_type",
-        used="sensitive_content_text",
-    ),
     _flag("enhance_prompt"),
     _value("enhance_style"),
     _flag("tomesd"),

@@ -6,7 +6,7 @@ import asyncio
 import time
 import zlib
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,8 +75,16 @@ class StubExecutor:
     """
 
     def __init__(
-        self, *, delay_s: float = 0.0, held: bool = False, warnings: Iterable[str] = (), per_row_s: float = 0.0
+        self,
+        *,
+        delay_s: float = 0.0,
+        held: bool = False,
+        warnings: Iterable[str] = (),
+        per_row_s: float = 0.0,
+        flags: Collection[str] = (),
     ) -> None:
+        #: Prompts whose pictures are flagged where they are checked.
+        self.flags = flags
         self.requests: list[ImageRequest] = []
         self._delay_s = delay_s
         self._warnings = tuple(warnings)
@@ -149,10 +157,12 @@ class StubExecutor:
             raise self._failures.popleft()
         request = generation.request
         self._steps += request.steps * request.samples
+        flagged = request.safety is not None and request.prompt in self.flags
         seeds = [(request.seed + i) % _SEED_SPACE for i in range(request.samples)]
         return Outcome(
             pictures=tuple(
-                Picture(pixels=paint(request.prompt, seed, request.width, request.height), seed=seed) for seed in seeds
+                Picture(pixels=paint(request.prompt, seed, request.width, request.height), seed=seed, nsfw=flagged)
+                for seed in seeds
             ),
             seconds=time.monotonic() - generation.began,
             scheduler=request.scheduler or "EulerDiscreteScheduler",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from pipelines.base import Pipeline, Row
+from pipelines.base import Pipeline, Pixels, Row
 from pipelines.errors import (
     BrokenCheckpoint,
     Cancelled,
@@ -17,6 +17,7 @@ from pipelines.errors import (
     OutOfMemory,
 )
 from pipelines.request import ImageRequest
+from pipelines.safety import Check, Checked, refuse_unchecked
 from pipelines.stub import StubPipeline
 from server.engine.engine import Engine
 from server.engine.executors.base import Outcome
@@ -36,6 +37,7 @@ class Bench:
         fits: int = 1000,
         budget: int | None = None,
         weigh: Callable[[str], int] = lambda name: 0,
+        check: Check = refuse_unchecked,
     ) -> None:
         self.now = 0.0
         self.pipelines: dict[str, StubPipeline] = {}
@@ -52,6 +54,7 @@ class Bench:
             budget=lambda: Budget(together=budget, alone=budget),
             stamp=lambda name: self.stamps.get(name),
             weigh=weigh,
+            check=check,
             clock=lambda: self.now,
         )
         self.submitted = 0
@@ -476,3 +479,56 @@ def test_a_model_alone_may_take_more_than_its_share() -> None:
     models.get("small", set())
     models.get("large", set())
     assert (closed, models.names) == (["small"], ("large",))
+
+
+def flag_dark(pictures: Sequence[Pixels], replacements: Sequence[str]) -> list[Checked | Error]:
+    """Stub pictures are as bright as their seed."""
+    dark = [bool(pixels.max() < 2) for pixels in pictures]
+    return [
+        Checked(pixels=pixels * 0 + 255 if flagged else pixels, flagged=flagged)
+        for pixels, flagged in zip(pictures, dark, strict=True)
+    ]
+
+
+def test_rows_that_ask_for_it_are_checked_together() -> None:
+    seen: list[tuple[str, ...]] = []
+
+    def check(pictures: Sequence[Pixels], replacements: Sequence[str]) -> list[Checked | Error]:
+        seen.append(tuple(replacements))
+        return flag_dark(pictures, replacements)
+
+    bench = Bench(check=check)
+    for seed, safety in ((1, "blur"), (2, None), (9, "black")):
+        bench.submit(seed=seed, safety=safety)
+    bench.run()
+    assert seen == [("blur", "black")]
+    assert [bench.outcome(number).pictures[0].nsfw for number in range(3)] == [True, False, False]
+    assert [int(bench.outcome(number).pictures[0].pixels.max()) for number in range(3)] == [255, 2, 9]
+
+
+def test_a_picture_that_cannot_be_checked_fails_and_its_neighbours_do_not() -> None:
+    def check(pictures: Sequence[Pixels], replacements: Sequence[str]) -> list[Checked | Error]:
+        return [OutOfMemory("too little memory"), *flag_dark(pictures[1:], replacements)]
+
+    bench = Bench(check=check)
+    for safety in ("blur", "blur", None):
+        bench.submit(safety=safety)
+    bench.run()
+    assert isinstance(bench.error(0), OutOfMemory)
+    assert bench.outcome(1).pictures[0].nsfw
+    assert not bench.outcome(2).pictures[0].nsfw
+
+
+@pytest.mark.parametrize("answer", [RuntimeError("a secret"), []])
+def test_a_fault_of_the_checker_lets_nothing_through(answer: Exception | list[Checked | Error]) -> None:
+    def check(pictures: Sequence[Pixels], replacements: Sequence[str]) -> list[Checked | Error]:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    bench = Bench(check=check)
+    for safety in ("blur", None):
+        bench.submit(safety=safety)
+    bench.run()
+    assert str(bench.error(0)) == "Internal server error. Please try again."
+    assert bench.outcome(1)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.draft import Defaults, ImageDraft, complete, fit, least_strength, scale_into
-from pipelines.errors import InvalidRequest
+from pipelines.draft import Defaults, ImageDraft, SafetyRules, complete, fit, least_strength, scale_into
+from pipelines.errors import CheckerMissing, InvalidRequest
 from pipelines.model import Limits, ModelSpec
 from pipelines.request import ImageRequest, Sigmas, Task
 
@@ -247,3 +248,39 @@ def test_options_that_the_scheduler_lacks_are_dropped_and_named() -> None:
         "DDIMScheduler has no karras sigmas: its own were used.",
         "DDIMScheduler has no algorithm_type 'dpmsolver++': its own was used.",
     )
+
+
+UNUSED = ("The safety checker was not used: its weights are not here.",)
+FORCED = ("The safety checker was used: this server draws nothing without it.",)
+FOG = ("Unknown safety checker type 'fog': sensitive_content_text was used.",)
+
+
+@pytest.mark.parametrize(
+    ("asked", "kind", "rules", "expected"),
+    [
+        (None, None, {}, (None, ())),
+        (False, "blur", {"default": True}, (None, ())),
+        (True, None, {}, ("sensitive_content_text", ())),
+        (True, " BLUR", {"type": "black"}, ("blur", ())),
+        (None, None, {"default": True, "type": "black"}, ("black", ())),
+        (None, None, {"force": True}, ("sensitive_content_text", ())),
+        (False, "pixelate", {"force": True}, ("pixelate", FORCED)),
+        (True, "fog", {}, ("sensitive_content_text", FOG)),
+        (False, "fog", {}, (None, ())),
+        (True, "fog", {"available": False}, (None, UNUSED)),
+        (None, None, {"default": True, "available": False}, (None, UNUSED)),
+        (None, None, {"available": False}, (None, ())),
+    ],
+)  # fmt: skip
+def test_the_safety_checker_is_used_where_it_is_wanted_and_there(
+    asked: bool | None, kind: str | None, rules: dict[str, Any], expected: tuple[str | None, tuple[str, ...]]
+) -> None:
+    draft = replace(DRAFT, safety=asked, safety_type=kind)
+    completed = complete(draft, MODEL, FALLBACK, safety=SafetyRules(**{"available": True, **rules}))
+    assert (completed.request.safety, completed.warnings) == expected
+
+
+@pytest.mark.parametrize("asked", [None, False, True])
+def test_nothing_is_drawn_where_everything_must_be_checked_and_cannot(asked: bool | None) -> None:
+    with pytest.raises(CheckerMissing, match="weights are not here"):
+        complete(replace(DRAFT, safety=asked), MODEL, FALLBACK, safety=SafetyRules(force=True))

@@ -131,3 +131,12 @@ def test_wrong_variable_is_told_in_one_sentence(
 def test_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.toml: cannot be read: No such file"):
         Settings.load(tmp_path / "none.toml")
+
+
+def test_what_replaces_flagged_pictures_is_one_of_those_that_are_there(tmp_path: Path) -> None:
+    section = load(tmp_path, '[safety]\ndefault = "yes"\nforce = true\ntype = "pixelate"').safety
+    assert (section.default, section.force, section.type) == ("yes", True, "pixelate")
+    assert "safety.type = 'pixelated' is not usable: no such replacement; did you mean pixelate?" in error(
+        tmp_path, '[safety]\ntype = "pixelated"'
+    )
+    assert "safety.default = 'maybe' is not usable" in error(tmp_path, '[safety]\ndefault = "maybe"')
