@@ -76,38 +76,17 @@ class StepBlock:
 
     def fill(self, steps: Sequence[RowStep], *, scratch: int) -> None:
         """Writes the host side and sends it; ValueError when the rows do not fit."""
-        entry_slot: list[int] = []
-        entry_conditioning: list[int] = []
-        entry_lora: list[int] = []
-        timestep: list[float] = []
-        input_scale: list[float] = []
-        positive: list[int] = []
-        negative: list[int] = []
-        for step in steps:
-            entry_lora += [step.lora] * (1 if step.guidance is None else 2)
-            positive.append(len(entry_slot))
-            if step.guidance is not None:
-                entry_slot.append(step.slot)
-                entry_conditioning.append(2 * step.slot + 1)
-                timestep.append(step.timestep)
-                input_scale.append(step.input_scale)
-            # Without guidance both sides are the same entry: u + s (c - u) is then exactly c.
-            negative.append(positive[-1])
-            positive[-1] = len(entry_slot)
-            entry_slot.append(step.slot)
-            entry_conditioning.append(2 * step.slot)
-            timestep.append(step.timestep)
-            input_scale.append(step.input_scale)
-        if len(entry_slot) > self.entries or len(steps) > self.rows:
-            raise ValueError(f"{len(entry_slot)} entries of {len(steps)} rows do not fit {self.entries} of {self.rows}")
+        entries, positive, negative = _entries(steps)
+        if len(entries) > self.entries or len(steps) > self.rows:
+            raise ValueError(f"{len(entries)} entries of {len(steps)} rows do not fit {self.entries} of {self.rows}")
+        spare = self.entries - len(entries)
         free = self.rows - len(steps)
-        spare = self.entries - len(entry_slot)
         self._ints[: self._at["timestep"].start] = [
-            *entry_slot,
+            *[step.slot for step, _ in entries],
             *[scratch] * spare,
-            *entry_conditioning,
+            *[2 * step.slot + side for step, side in entries],
             *[2 * scratch] * spare,
-            *entry_lora,
+            *[step.lora for step, _ in entries],
             *[0] * spare,
             *[step.slot for step in steps],
             *[scratch] * free,
@@ -117,9 +96,9 @@ class StepBlock:
             *[0] * free,
         ]
         self._floats[self._at["timestep"].start : self._at["matrices"].start] = [
-            *timestep,
+            *[step.timestep for step, _ in entries],
             *[0.0] * spare,
-            *input_scale,
+            *[step.input_scale for step, _ in entries],
             *[0.0] * spare,
             *[step.guidance or 0.0 for step in steps],
             *[0.0] * free,
@@ -149,6 +128,23 @@ class StepBlock:
     def matrices(self) -> Tensor:
         """float32, (rows, 4, 6), on the device."""
         return self.floats("matrices").view(self.rows, 4, 6)
+
+
+def _entries(steps: Sequence[RowStep]) -> tuple[list[tuple[RowStep, int]], list[int], list[int]]:
+    """Each entry's row and side (0 positive, 1 negative), and per row the places of its positive and negative entry.
+
+    Without guidance both places are the same entry: u + s (c - u) is then exactly c.
+    """
+    entries: list[tuple[RowStep, int]] = []
+    positive: list[int] = []
+    negative: list[int] = []
+    for step in steps:
+        negative.append(len(entries))
+        if step.guidance is not None:
+            entries.append((step, 1))
+        positive.append(len(entries))
+        entries.append((step, 0))
+    return entries, positive, negative
 
 
 class BlockRing:

@@ -22,6 +22,7 @@ from pipelines.lora import FindLora, Loras
 from pipelines.lora_bank import LoraStack
 from pipelines.lora_layers import LayerNames
 from pipelines.placement import Part, Placement
+from pipelines.prompt import Embedding, EmbeddingCache, Wording, encode_texts
 from pipelines.request import ImageRequest, Task
 from pipelines.rows import DiffusionRow, Encoded
 from pipelines.shared import SharedComponents
@@ -72,6 +73,7 @@ class DiffusionPipeline(Pipeline):
         #: From the first request that asks for a LoRA: until then the denoiser is untouched.
         self.loras: Loras | None = None
         self.pools: dict[LaneKey, SlotPool] = {}
+        self.cache = EmbeddingCache()
         self._flags = FiniteFlags()
         self._blocks = BlockRing(self.device, depth=AHEAD + 2)
         self._alone = itertools.count(1)
@@ -87,8 +89,16 @@ class DiffusionPipeline(Pipeline):
         """(channels, height, width) of the VAE's latents; what the first draws are shaped like."""
 
     @abstractmethod
-    def encode(self, requests: Sequence[ImageRequest]) -> list[Encoded | Error]:
-        """Texts and whatever else a request is conditioned on."""
+    def wordings(self, request: ImageRequest) -> list[Wording]:
+        """The texts that the request must have embeddings of."""
+
+    @abstractmethod
+    def read_texts(self, texts: Sequence[str], clip_skip: int) -> list[Embedding]:
+        """Texts through the text encoders, in order."""
+
+    @abstractmethod
+    def condition(self, request: ImageRequest, embeddings: Mapping[Wording, Embedding]) -> Encoded:
+        """What the request is conditioned on; ``embeddings`` holds its ``wordings``."""
 
     @abstractmethod
     def denoiser(self, lane: LaneKey) -> Denoiser:
@@ -157,9 +167,25 @@ class DiffusionPipeline(Pipeline):
         """See ``Pipeline.prepare``."""
         prepared: list[list[Row] | Error] = []
         with translated_memory_errors(self.device):
-            for request, encoded in zip(requests, self.encode(requests), strict=True):
-                prepared.append(encoded if isinstance(encoded, Error) else self._try_rows(request, encoded))
+            for request, encoded in zip(requests, self._encode(requests), strict=True):
+                prepared.append(self._try_rows(request, encoded))
         return prepared
+
+    def _encode(self, requests: Sequence[ImageRequest]) -> list[Encoded]:
+        """Texts of all requests together; those of reproducible ones each by itself and kept apart."""
+        embeddings: dict[bool, dict[Wording, Embedding]] = {}
+        for alone in (False, True):
+            wanted = [wording for one in requests if one.reproducible is alone for wording in self.wordings(one)]
+            embeddings[alone] = encode_texts(wanted, self._read, self.cache, alone=alone)
+        return [self.condition(request, embeddings[request.reproducible]) for request in requests]
+
+    def embed(self, wording: Wording, request: ImageRequest) -> Embedding:
+        """One text, as the request's own are embedded."""
+        return encode_texts([wording], self._read, self.cache, alone=request.reproducible)[wording]
+
+    def _read(self, texts: Sequence[str], clip_skip: int) -> list[Embedding]:
+        with self.placement.using(Part.ENCODERS):
+            return self.read_texts(texts, clip_skip)
 
     def _try_rows(self, request: ImageRequest, encoded: Encoded) -> list[Row] | Error:
         try:

@@ -11,19 +11,19 @@ from torch import Tensor
 
 from pipelines.base import LaneKey
 from pipelines.checkpoint import Checkpoint
-from pipelines.device import pick_dtype
 from pipelines.diffusion import DiffusionPipeline
 from pipelines.draws import Kind
 from pipelines.emphasis import is_plain, parse, plain
-from pipelines.errors import BrokenCheckpoint, Error
+from pipelines.errors import BrokenCheckpoint
 from pipelines.flux_layout import originals
 from pipelines.host import Host
 from pipelines.images import Posterior
 from pipelines.lora_layers import LayerNames
 from pipelines.lru import BytesLru
 from pipelines.model import ModelSpec
-from pipelines.placement import Part, Placement
-from pipelines.prompt import Embedding, EmbeddingCache, TextEncoder, Wording, encode_texts
+from pipelines.opening import Opening
+from pipelines.placement import Part
+from pipelines.prompt import Embedding, TextEncoder, Wording
 from pipelines.request import ImageRequest
 from pipelines.rows import Encoded
 from pipelines.step import Conditioning, Denoiser
@@ -93,7 +93,6 @@ class Flux(DiffusionPipeline):
         self.placement.add(Part.DENOISER, transformer)
         self.placement.add(Part.VAE, vae)
         self.placement.add(Part.ENCODERS, text_encoder.model, text_encoder_2.model)
-        self.cache = EmbeddingCache()
         self._positions: BytesLru[tuple[Tensor, Tensor]] = BytesLru(
             POSITION_BYTES, lambda pair: pair[0].nbytes + pair[1].nbytes
         )
@@ -106,14 +105,8 @@ class Flux(DiffusionPipeline):
         from diffusers import AutoencoderKL, FluxTransformer2DModel
         from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
-        placement = Placement(spec.offload, host.device)
-        checkpoint = Checkpoint.open(
-            spec,
-            dtype=pick_dtype(spec.dtype, host.device),
-            device=placement.loading_device,
-            shared=host.shared_for(spec.offload),
-        )
-        checkpoint.check_class(CLASSES)
+        opening = Opening(spec, host, CLASSES)
+        checkpoint = opening.checkpoint
         transformer = checkpoint.load_module("transformer", FluxTransformer2DModel)
         features = transformer.config.in_channels
         if features not in KINDS:
@@ -132,14 +125,7 @@ class Flux(DiffusionPipeline):
                 length=spec.text_length or TEXT_LENGTH,
             ),
             kind=KINDS[features],
-            scheduler_config=checkpoint.scheduler_config(),
-            scheduler=spec.scheduler or _own_scheduler(checkpoint),
-            dtype=checkpoint.dtype,
-            placement=placement,
-            slots=host.slots,
-            read_input=host.read_input,
-            find_lora=host.find_lora,
-            components=host.shared_for(spec.offload),
+            **{**opening.shared_arguments(), "scheduler": spec.scheduler or _own_scheduler(checkpoint)},
         )
 
     def latent_shape(self, request: ImageRequest) -> tuple[int, int, int]:
@@ -165,13 +151,8 @@ class Flux(DiffusionPipeline):
         """True classifier-free guidance: asked for, and with something to guide away from."""
         return request.true_cfg > 1 and request.negative_prompt is not None
 
-    def encode(self, requests: Sequence[ImageRequest]) -> list[Encoded | Error]:
-        """See ``DiffusionPipeline.encode``."""
-        shared = self._embed([one for one in requests if not one.reproducible], alone=False)
-        alone = self._embed([one for one in requests if one.reproducible], alone=True)
-        return [self._encoded(request, alone if request.reproducible else shared) for request in requests]
-
-    def _encoded(self, request: ImageRequest, embeddings: Mapping[Wording, Embedding]) -> Encoded:
+    def condition(self, request: ImageRequest, embeddings: Mapping[Wording, Embedding]) -> Encoded:
+        """See ``DiffusionPipeline.condition``."""
         distilled: dict[str, Tensor] = {}
         if self.transformer.config.guidance_embeds:
             distilled["guidance"] = torch.tensor(request.guidance, dtype=torch.float32, device=self.device)
@@ -183,16 +164,12 @@ class Flux(DiffusionPipeline):
             warnings=self._t5.cuts(_plain(request)) + _unweighted(request),
         )
 
-    def _embed(self, requests: Sequence[ImageRequest], *, alone: bool) -> dict[Wording, Embedding]:
-        wordings = [_positive(one) for one in requests]
-        wordings += [_negative(one) for one in requests if self.is_guided(one)]
-        return encode_texts(wordings, self._hidden, self.cache, alone=alone)
+    def wordings(self, request: ImageRequest) -> list[Wording]:
+        """See ``DiffusionPipeline.wordings``."""
+        return [_positive(request), _negative(request)] if self.is_guided(request) else [_positive(request)]
 
-    def _hidden(self, texts: Sequence[str], _clip_skip: int) -> list[Embedding]:
-        with self.placement.using(Part.ENCODERS):
-            return self._read(texts)
-
-    def _read(self, texts: Sequence[str]) -> list[Embedding]:
+    def read_texts(self, texts: Sequence[str], clip_skip: int) -> list[Embedding]:
+        """See ``DiffusionPipeline.read_texts``."""
         read = zip(self._t5(texts)[0], self._clip(texts).pooler_output, strict=True)
         return [{"text": text, "pooled": pooled} for text, pooled in read]
 

@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Self
 
-from pipelines.checkpoint import Checkpoint
 from pipelines.clip import ClipEncoder, equally_long
-from pipelines.device import pick_dtype
-from pipelines.errors import Error
 from pipelines.host import Host
 from pipelines.model import ModelSpec
-from pipelines.placement import Part, Placement
-from pipelines.prompt import Embedding, EmbeddingCache, Wording, encode_texts
+from pipelines.opening import Opening
+from pipelines.placement import Part
+from pipelines.prompt import Embedding, Wording
 from pipelines.request import ImageRequest
 from pipelines.rows import Encoded
 from pipelines.step import Conditioning
@@ -35,7 +33,6 @@ class StableDiffusion15(UNetPipeline):
         super().__init__(**shared)
         self._text_encoder = text_encoder
         self.placement.add(Part.ENCODERS, text_encoder.model)
-        self.cache = EmbeddingCache()
 
     @classmethod
     def load(cls, spec: ModelSpec, host: Host) -> Self:
@@ -43,14 +40,8 @@ class StableDiffusion15(UNetPipeline):
         from diffusers import AutoencoderKL, UNet2DConditionModel
         from transformers import CLIPTextModel, CLIPTokenizer
 
-        placement = Placement(spec.offload, host.device)
-        checkpoint = Checkpoint.open(
-            spec,
-            dtype=pick_dtype(spec.dtype, host.device),
-            device=placement.loading_device,
-            shared=host.shared_for(spec.offload),
-        )
-        checkpoint.check_class(CLASSES)
+        opening = Opening(spec, host, CLASSES)
+        checkpoint = opening.checkpoint
         unet = checkpoint.load_module("unet", UNet2DConditionModel)
         tokenizer = checkpoint.load_tokenizer("tokenizer", CLIPTokenizer)
         return cls(
@@ -58,26 +49,15 @@ class StableDiffusion15(UNetPipeline):
             vae=checkpoint.load_module("vae", AutoencoderKL),
             text_encoder=ClipEncoder(tokenizer, checkpoint.load_module("text_encoder", CLIPTextModel), normed=True),
             kind=kind_of(unet, checkpoint),
-            scheduler_config=checkpoint.scheduler_config(),
-            scheduler=spec.scheduler,
-            dtype=checkpoint.dtype,
-            placement=placement,
-            slots=host.slots,
-            read_input=host.read_input,
-            find_lora=host.find_lora,
-            components=host.shared_for(spec.offload),
+            **opening.shared_arguments(),
         )
 
-    def encode(self, requests: Sequence[ImageRequest]) -> list[Encoded | Error]:
-        """See ``DiffusionPipeline.encode``."""
-        shared = self._embed([one for one in requests if not one.reproducible], alone=False)
-        alone = self._embed([one for one in requests if one.reproducible], alone=True)
-        return [self._encoded(request, alone if request.reproducible else shared) for request in requests]
-
-    def _encoded(self, request: ImageRequest, embeddings: Mapping[Wording, Embedding]) -> Encoded:
+    def condition(self, request: ImageRequest, embeddings: Mapping[Wording, Embedding]) -> Encoded:
+        """See ``DiffusionPipeline.condition``."""
         positive, negative = embeddings[_positive(request)], None
         if self.is_guided(request):
-            positive, negative = equally_long(positive, embeddings[_negative(request)], partial(self._empty, request))
+            empty = partial(self.embed, Wording(text="", clip_skip=request.clip_skip), request)
+            positive, negative = equally_long(positive, embeddings[_negative(request)], empty)
         return Encoded(
             positive={**positive, **self.guidance_condition(request)},
             negative=negative,
@@ -85,20 +65,12 @@ class StableDiffusion15(UNetPipeline):
             warnings=self._text_encoder.cuts(request),
         )
 
-    def _embed(self, requests: Sequence[ImageRequest], *, alone: bool) -> dict[Wording, Embedding]:
-        wordings = [_positive(one) for one in requests]
-        wordings += [_negative(one) for one in requests if self.is_guided(one)]
-        return encode_texts(wordings, self._hidden, self.cache, alone=alone)
+    def wordings(self, request: ImageRequest) -> list[Wording]:
+        """See ``DiffusionPipeline.wordings``."""
+        return [_positive(request), _negative(request)] if self.is_guided(request) else [_positive(request)]
 
-    def _empty(self, request: ImageRequest) -> Embedding:
-        wording = Wording(text="", clip_skip=request.clip_skip)
-        return encode_texts([wording], self._hidden, self.cache, alone=request.reproducible)[wording]
-
-    def _hidden(self, texts: Sequence[str], clip_skip: int) -> list[Embedding]:
-        with self.placement.using(Part.ENCODERS):
-            return self._read(texts, clip_skip)
-
-    def _read(self, texts: Sequence[str], clip_skip: int) -> list[Embedding]:
+    def read_texts(self, texts: Sequence[str], clip_skip: int) -> list[Embedding]:
+        """See ``DiffusionPipeline.read_texts``."""
         chunked = [self._text_encoder.chunks(text) for text in texts]
         return [{"text": one.hidden} for one in self._text_encoder.read(chunked, clip_skip=clip_skip)]
 

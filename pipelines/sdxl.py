@@ -11,12 +11,11 @@ from torch import Tensor
 
 from pipelines.checkpoint import Checkpoint
 from pipelines.clip import Chunk, ClipEncoder, equally_long
-from pipelines.device import pick_dtype
-from pipelines.errors import Error
 from pipelines.host import Host
 from pipelines.model import ModelSpec
-from pipelines.placement import Part, Placement
-from pipelines.prompt import Embedding, EmbeddingCache, Wording, encode_texts
+from pipelines.opening import Opening
+from pipelines.placement import Part
+from pipelines.prompt import Embedding, Wording
 from pipelines.request import ImageRequest
 from pipelines.rows import Encoded
 from pipelines.step import Conditioning
@@ -52,7 +51,6 @@ class StableDiffusionXL(UNetPipeline):
         self.placement.add(Part.ENCODERS, text_encoder.model, text_encoder_2.model)
         #: A negative prompt left out is zeroed embeddings, not those of "".
         self._zeros_for_empty = zeros_for_empty
-        self.cache = EmbeddingCache()
 
     @classmethod
     def load(cls, spec: ModelSpec, host: Host) -> Self:
@@ -60,14 +58,8 @@ class StableDiffusionXL(UNetPipeline):
         from diffusers import AutoencoderKL, UNet2DConditionModel
         from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-        placement = Placement(spec.offload, host.device)
-        checkpoint = Checkpoint.open(
-            spec,
-            dtype=pick_dtype(spec.dtype, host.device),
-            device=placement.loading_device,
-            shared=host.shared_for(spec.offload),
-        )
-        checkpoint.check_class(CLASSES)
+        opening = Opening(spec, host, CLASSES)
+        checkpoint = opening.checkpoint
         unet = checkpoint.load_module("unet", UNet2DConditionModel)
         index = checkpoint.read_json("model_index.json")
         return cls(
@@ -86,23 +78,11 @@ class StableDiffusionXL(UNetPipeline):
             ),
             zeros_for_empty=bool(index.get("force_zeros_for_empty_prompt", True)),
             kind=kind_of(unet, checkpoint),
-            scheduler_config=checkpoint.scheduler_config(),
-            scheduler=spec.scheduler,
-            dtype=checkpoint.dtype,
-            placement=placement,
-            slots=host.slots,
-            read_input=host.read_input,
-            find_lora=host.find_lora,
-            components=host.shared_for(spec.offload),
+            **opening.shared_arguments(),
         )
 
-    def encode(self, requests: Sequence[ImageRequest]) -> list[Encoded | Error]:
-        """See ``DiffusionPipeline.encode``."""
-        shared = self._embed([one for one in requests if not one.reproducible], alone=False)
-        alone = self._embed([one for one in requests if one.reproducible], alone=True)
-        return [self._encoded(request, alone if request.reproducible else shared) for request in requests]
-
-    def _encoded(self, request: ImageRequest, embeddings: Mapping[Wording, Embedding]) -> Encoded:
+    def condition(self, request: ImageRequest, embeddings: Mapping[Wording, Embedding]) -> Encoded:
+        """See ``DiffusionPipeline.condition``."""
         positive, sizes = embeddings[_wording(request, request.prompt)], self._sizes(request)
         negative: Conditioning | None = None
         if self.is_guided(request):
@@ -111,7 +91,7 @@ class StableDiffusionXL(UNetPipeline):
                 side: Embedding = {name: torch.zeros_like(value) for name, value in positive.items()}
             else:
                 side = embeddings[_wording(request, text)]
-            positive, side = equally_long(positive, side, partial(self._empty, request))
+            positive, side = equally_long(positive, side, partial(self.embed, _wording(request, ""), request))
             negative = {**side, "time_ids": sizes}
         return Encoded(
             positive={**positive, "time_ids": sizes, **self.guidance_condition(request)},
@@ -129,24 +109,14 @@ class StableDiffusionXL(UNetPipeline):
         size = [request.height, request.width]
         return torch.tensor([*size, 0, 0, *size], dtype=self.dtype, device=self.device)
 
-    def _embed(self, requests: Sequence[ImageRequest], *, alone: bool) -> dict[Wording, Embedding]:
-        wordings: list[Wording] = []
-        for request in requests:
-            wordings.append(_wording(request, request.prompt))
-            negative = self._negative_text(request) if self.is_guided(request) else None
-            if negative is not None:
-                wordings.append(_wording(request, negative))
-        return encode_texts(wordings, self._hidden, self.cache, alone=alone)
+    def wordings(self, request: ImageRequest) -> list[Wording]:
+        """See ``DiffusionPipeline.wordings``."""
+        negative = self._negative_text(request) if self.is_guided(request) else None
+        texts = [request.prompt] if negative is None else [request.prompt, negative]
+        return [_wording(request, text) for text in texts]
 
-    def _empty(self, request: ImageRequest) -> Embedding:
-        wording = _wording(request, "")
-        return encode_texts([wording], self._hidden, self.cache, alone=request.reproducible)[wording]
-
-    def _hidden(self, texts: Sequence[str], clip_skip: int) -> list[Embedding]:
-        with self.placement.using(Part.ENCODERS):
-            return self._read(texts, clip_skip)
-
-    def _read(self, texts: Sequence[str], clip_skip: int) -> list[Embedding]:
+    def read_texts(self, texts: Sequence[str], clip_skip: int) -> list[Embedding]:
+        """See ``DiffusionPipeline.read_texts``."""
         firsts, seconds = self._chunks(texts)
         read = zip(
             self._text_encoder.read(firsts, clip_skip=clip_skip),
