@@ -131,12 +131,6 @@ class Checkpoint:
             raise BrokenCheckpoint(f"model {self.name}: scheduler/scheduler_config.json names no class")
         return {**config, **self._scheduler_options}
 
-    def check_config(self, module: Any, subfolder: str, field: str, expected: object) -> None:
-        """A value of a loaded module's configuration must be the family's."""
-        found = module.config.get(field) if isinstance(module.config, dict) else getattr(module.config, field, None)
-        if found != expected:
-            raise BrokenCheckpoint(f"model {self.name}: {subfolder} has {field} {found}, not {expected}")
-
     # Sizes.
 
     def component_bytes(self, components: Collection[str] = WEIGHTED) -> dict[str, int]:

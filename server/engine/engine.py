@@ -319,7 +319,7 @@ class Engine:
     def _publish(self) -> None:
         now = self._clock()
         waiting = [*self._waiting, *dict.fromkeys(ticket for ticket, row in self._ready if ticket.started_at is None)]
-        self.outlook = Outlook.of(self._lanes, [row for _, row in self._running.values()], waiting)
+        self.outlook = Outlook.of(self._lanes, [row for _, row in self._running.values()], waiting, before=self.outlook)
         self.stats = replace(
             self.stats,
             waiting_requests=len(waiting),

@@ -28,8 +28,8 @@ class Outlook:
     ahead: dict[int, tuple[int, int]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, lanes: Lanes, running: Sequence[Row], waiting: Sequence[Ticket]) -> Outlook:
-        """From the engine's state at the end of a turn."""
+    def of(cls, lanes: Lanes, running: Sequence[Row], waiting: Sequence[Ticket], *, before: Outlook) -> Outlook:
+        """From the engine's state at the end of a turn; an idle engine keeps what it has measured ``before``."""
         step: dict[LaneKey, float] = {}
         shares: list[float] = []
         for group in {row.lane.group for row in running}:
@@ -41,7 +41,7 @@ class Outlook:
             if costs.per_row is not None:
                 shares.append(costs.per_row)
         turn = sum(step.values())
-        per_row = sum(shares) / len(shares) if shares else UNKNOWN_S
+        per_row = sum(shares) / len(shares) if shares else before.per_row_s
         ahead: dict[int, tuple[int, int]] = {}
         calls = 0
         for position, ticket in enumerate(waiting):

@@ -61,7 +61,7 @@ class EngineStats:
     rows_per_forward: dict[int, int] = field(default_factory=dict)
     out_of_memory_total: int = 0
     non_finite_rows_total: int = 0
-    #: Device seconds per row and denoiser call, as measured; 0.0 before anything has been.
+    #: Device seconds per row and denoiser call, as last measured; a guess before anything has been.
     per_row_s: float = 0.0
     loaded_models: tuple[str, ...] = ()
     #: time.monotonic() of the device thread's last turn; health compares it with now.

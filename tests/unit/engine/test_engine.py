@@ -532,3 +532,10 @@ def test_a_fault_of_the_checker_lets_nothing_through(answer: Exception | list[Ch
     bench.run()
     assert str(bench.error(0)) == "Internal server error. Please try again."
     assert bench.outcome(1)
+
+
+def test_an_idle_engine_remembers_what_a_row_costs() -> None:
+    bench = Bench()
+    bench.submit()
+    bench.run()
+    assert bench.engine.stats.per_row_s == pytest.approx(1.01)
