@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipelines.base import LaneKey, Pipeline, Pixels, Row
+from pipelines.auxiliary import AuxiliaryKind, FindAuxiliary, find_nothing
+from pipelines.base import LaneKey, Pixels, Row
 from pipelines.block import BlockRing, StepBlock
 from pipelines.draws import DRAWS, Draw, Kind
 from pipelines.errors import Error, InvalidRequest, NonFinite, OutOfMemory
+from pipelines.family import Family
 from pipelines.flags import AHEAD, FiniteFlags
 from pipelines.images import Posterior, Sources
 from pipelines.inputs import ReadInput
-from pipelines.lora import FindLora, Loras
+from pipelines.lora import Loras
 from pipelines.lora_bank import LoraStack
-from pipelines.lora_layers import LayerNames
 from pipelines.placement import Part, Placement
 from pipelines.prompt import Embedding, EmbeddingCache, Wording, encode_texts
 from pipelines.request import ImageRequest, Task
 from pipelines.rows import DiffusionRow, Encoded
 from pipelines.shared import SharedComponents
 from pipelines.slots import SlotPool
-from pipelines.step import Denoiser, denoise, translated_memory_errors
+from pipelines.step import denoise, translated_memory_errors
 from schedulers.errors import SchedulerError
 from schedulers.table import SamplerTable, compile_table
 
@@ -40,11 +41,8 @@ TILE_PIXELS = 2048 * 2048
 DECODE_ROWS = 4
 
 
-class DiffusionPipeline(Pipeline):
-    """Base of the diffusers families; a family gives the abstract methods below."""
-
-    #: Axis of a batch of latents along which channels lie.
-    channel_axis = 1
+class DiffusionPipeline(Family):
+    """Base of the diffusers families: moves rows, with what a ``Family`` gives."""
 
     def __init__(
         self,
@@ -56,7 +54,7 @@ class DiffusionPipeline(Pipeline):
         placement: Placement,
         slots: int,
         read_input: ReadInput | None = None,
-        find_lora: FindLora | None = None,
+        find_auxiliary: FindAuxiliary = find_nothing,
         components: SharedComponents | None = None,
     ) -> None:
         self.dtype = dtype
@@ -68,7 +66,7 @@ class DiffusionPipeline(Pipeline):
         self.scheduler_config = dict(scheduler_config)
         self._scheduler = scheduler or str(scheduler_config["_class_name"])
         self.sources = Sources(read_input, self._posterior)
-        self._find_lora = find_lora
+        self._find_auxiliary = find_auxiliary
         self._components = components
         #: From the first request that asks for a LoRA: until then the denoiser is untouched.
         self.loras: Loras | None = None
@@ -77,69 +75,6 @@ class DiffusionPipeline(Pipeline):
         self._flags = FiniteFlags()
         self._blocks = BlockRing(self.device, depth=AHEAD + 2)
         self._alone = itertools.count(1)
-
-    # What a family gives.
-
-    @abstractmethod
-    def lane_shape(self, request: ImageRequest) -> tuple[int, ...]:
-        """Shape of one row's latents as the denoiser takes them."""
-
-    @abstractmethod
-    def latent_shape(self, request: ImageRequest) -> tuple[int, int, int]:
-        """(channels, height, width) of the VAE's latents; what the first draws are shaped like."""
-
-    @abstractmethod
-    def wordings(self, request: ImageRequest) -> list[Wording]:
-        """The texts that the request must have embeddings of."""
-
-    @abstractmethod
-    def read_texts(self, texts: Sequence[str], clip_skip: int) -> list[Embedding]:
-        """Texts through the text encoders, in order."""
-
-    @abstractmethod
-    def condition(self, request: ImageRequest, embeddings: Mapping[Wording, Embedding]) -> Encoded:
-        """What the request is conditioned on; ``embeddings`` holds its ``wordings``."""
-
-    @abstractmethod
-    def denoiser(self, lane: LaneKey) -> Denoiser:
-        """One forward for rows of a lane."""
-
-    @property
-    @abstractmethod
-    def network(self) -> Any:
-        """The denoiser's module, whose layers LoRAs change."""
-
-    @abstractmethod
-    def original_layers(self) -> LayerNames:
-        """The original implementation's names of the denoiser's layers; see ``LayerNames``."""
-
-    @abstractmethod
-    def encode_image(self, image: Tensor) -> Posterior:
-        """(1, 3, height, width), -1 .. 1 -> the VAE's posterior."""
-
-    @abstractmethod
-    def scale_latents(self, sample: Tensor) -> Tensor:
-        """A posterior's sample in the scale of the denoiser's latents; any leading axes."""
-
-    @abstractmethod
-    def decode(self, latents: Tensor, lane: LaneKey) -> Tensor:
-        """(rows, *lane shape) float32 -> (rows, 3, height, width), -1 .. 1."""
-
-    @abstractmethod
-    def decode_in_tiles(self, tiled: bool) -> None:
-        """Whether ``decode`` works tile by tile from now on."""
-
-    def pack(self, latents: Tensor) -> Tensor:
-        """(channels, height, width) -> lane shape."""
-        return latents
-
-    @abstractmethod
-    def pack_mask(self, mask: Tensor) -> Tensor:
-        """(1, height, width) in pixels -> what broadcasts against a row's latents."""
-
-    @abstractmethod
-    def extra_channels(self, mask: Tensor, masked: Tensor) -> Tensor:
-        """(1, height, width) mask in pixels, (channels, …) latents of the masked picture -> further input channels."""
 
     def table(self, request: ImageRequest) -> SamplerTable:
         """The request's sampler, compiled or looked up."""
@@ -236,7 +171,7 @@ class DiffusionPipeline(Pipeline):
                 self.network,
                 self.original_layers(),
                 device=self.device,
-                find=self._find_lora,
+                find=partial(self._find_auxiliary, AuxiliaryKind.LORA),
                 shared=self._components,
             )
         return self.loras.stack(request.loras, request.model)

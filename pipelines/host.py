@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from pipelines.auxiliary import FindAuxiliary, find_nothing
 from pipelines.inputs import ReadInput
-from pipelines.lora import FindLora
 from pipelines.model import Offload
 from pipelines.shared import SharedComponents
 
@@ -21,8 +21,8 @@ class Host:
     slots: int
     #: None where there are no input pictures.
     read_input: ReadInput | None = None
-    #: None where there are no LoRAs.
-    find_lora: FindLora | None = None
+    #: LoRAs and the like.
+    find_auxiliary: FindAuxiliary = find_nothing
     #: Modules that models of the same files share; None: nothing is shared.
     shared: SharedComponents | None = None
 

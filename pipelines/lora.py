@@ -42,7 +42,7 @@ class Loras:
         originals: LayerNames,
         *,
         device: torch.device,
-        find: FindLora | None,
+        find: FindLora,
         shared: SharedComponents | None,
     ) -> None:
         """``originals``: the original implementation's names of layers, beside diffusers' own."""
@@ -75,7 +75,7 @@ class Loras:
         return LoraStack(key=tuple(keys), parts=parts, warnings=tuple(dict.fromkeys(warnings)))
 
     def _load(self, name: str, model: str) -> tuple[object, _Lora]:
-        path = None if self._find is None else self._find(name)
+        path = self._find(name)
         if path is None:
             raise InvalidRequest(f"LoRA not found: {name[:100]}", field="loras")
         try:

@@ -36,6 +36,6 @@ class Opening:
             "placement": self._placement,
             "slots": self._host.slots,
             "read_input": self._host.read_input,
-            "find_lora": self._host.find_lora,
+            "find_auxiliary": self._host.find_auxiliary,
             "components": self._host.shared_for(self._spec.offload),
         }

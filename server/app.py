@@ -11,9 +11,9 @@ from typing import cast
 
 from fastapi import FastAPI
 
+from pipelines.auxiliary import find_auxiliary
 from pipelines.draft import SafetyRules
 from pipelines.inputs import ReadInput
-from pipelines.lora_folder import find_lora
 from pipelines.registry import FAMILIES
 from server.api.dialect import Context, Dialect, load_dialects
 from server.api.errors import Owners, install
@@ -224,6 +224,6 @@ def _local_executor(settings: Settings, catalog: Catalog, read_input: ReadInput)
         budget_gb=settings.vram_budget_gb,
         offload=settings.offload,
         read_input=read_input,
-        find_lora=partial(find_lora, settings.data / "loras"),
+        find_auxiliary=partial(find_auxiliary, settings.data),
         checker_files=catalog.checker,
     )

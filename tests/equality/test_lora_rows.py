@@ -35,15 +35,15 @@ def pipeline(request: pytest.FixtureRequest, demo_folder: Path, folder: Path) ->
     import torch
 
     from pipelines import demo
+    from pipelines.auxiliary import find_in
     from pipelines.host import Host
-    from pipelines.lora_folder import find_lora
     from pipelines.model import ModelSpec
     from pipelines.registry import FAMILIES
 
     name = request.param
     spec = ModelSpec(id=name, family=name, folder=demo.ensure(name, demo_folder))
     module, _, cls = FAMILIES[name].partition(":")
-    host = Host(device=torch.device("cpu"), slots=16, find_lora=lambda one: find_lora(folder / name, one))
+    host = Host(device=torch.device("cpu"), slots=16, find_auxiliary=lambda _, one: find_in(folder / name, one))
     return getattr(importlib.import_module(module), cls).load(spec, host)
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipelines.auxiliary import find_in
 from pipelines.base import Pixels
 from pipelines.errors import BrokenCheckpoint, Cancelled, InvalidRequest
-from pipelines.lora_folder import find_lora
 from pipelines.model import ModelSpec
 from pipelines.request import ImageRequest, Sigmas
 from server.engine.executors.base import Outcome
@@ -214,7 +214,7 @@ async def test_a_lora_that_is_copied_in_is_used_by_the_next_request(sd15_folder:
 
     key = "lora_unet_conv_out"
     asked = wish(loras=(("night", 2.0),))
-    async with executor_of(sd15_folder, find_lora=lambda name: find_lora(tmp_path, name)) as executor:
+    async with executor_of(sd15_folder, find_auxiliary=lambda _, name: find_in(tmp_path, name)) as executor:
         plain = await executor.submit(wish()).outcome()
         with pytest.raises(InvalidRequest, match="LoRA not found: night"):
             await executor.submit(asked).outcome()

@@ -9,7 +9,8 @@ from typing import NoReturn
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from pipelines.draft import Completed, check_task, complete
+from pipelines.complete import check_task, complete
+from pipelines.draft import Completed
 from pipelines.errors import InvalidRequest
 from pipelines.request import Task
 from server.api.deps import authenticate, base_url, offered_key

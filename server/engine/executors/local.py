@@ -9,8 +9,8 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
+from pipelines.auxiliary import FindAuxiliary, find_nothing
 from pipelines.base import Pipeline, Pixels
 from pipelines.errors import Error
 from pipelines.inputs import ReadInput
@@ -74,7 +74,7 @@ class LocalExecutor:
         budget_gb: float | None = None,
         offload: Offload = Offload.NONE,
         read_input: ReadInput | None = None,
-        find_lora: Callable[[str], Path | None] | None = None,
+        find_auxiliary: FindAuxiliary = find_nothing,
         checker_files: Callable[[], CheckerFiles | None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -82,7 +82,7 @@ class LocalExecutor:
         self._budget_gb = budget_gb
         self._offload = offload
         self._read_input = read_input
-        self._find_lora = find_lora
+        self._find_auxiliary = find_auxiliary
         self._checker_files = checker_files
         self._checker: SafetyChecker | None = None
         self._shared = SharedComponents()
@@ -233,7 +233,7 @@ class LocalExecutor:
             device=pick_device(self._device),
             slots=self._slots,
             read_input=self._read_input,
-            find_lora=self._find_lora,
+            find_auxiliary=self._find_auxiliary,
             shared=self._shared,
         )
         pipeline = getattr(importlib.import_module(module), family).load(spec, host)

@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.draft import Defaults, ImageDraft, SafetyRules, complete, fit, least_strength, scale_into
+from pipelines.complete import complete, least_strength
+from pipelines.draft import Defaults, ImageDraft, SafetyRules
 from pipelines.errors import CheckerMissing, InvalidRequest
 from pipelines.model import Limits, ModelSpec
 from pipelines.request import ImageRequest, Sigmas, Task
+from pipelines.sizes import fit, scale_into
 
 MODEL = ModelSpec(id="sd15", family="sd15", folder=Path("sd15"))
 FALLBACK = Defaults(width=512, height=512, steps=31, guidance=7.5, max_steps=50, min_guidance=1, max_guidance=20)

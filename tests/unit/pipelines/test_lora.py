@@ -15,13 +15,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from pipelines.auxiliary import find_in
 from pipelines.demo.transformer import flux_transformer
 from pipelines.demo.unet import Wiring, sd15_unet, sdxl_unet
 from pipelines.errors import InvalidRequest
 from pipelines.flux_layout import originals
 from pipelines.lora import Loras
 from pipelines.lora_bank import MAX_IDLE, LoraBank, LoraStack
-from pipelines.lora_folder import find_lora
 from pipelines.lora_layers import adaptable, layer_names, unet_originals
 from pipelines.shared import SharedComponents
 
@@ -93,7 +93,7 @@ def merged(network: nn.Module, *stack: tuple[Pairs, float]) -> Any:
 def loras(network: nn.Module, folder: Path, shared: SharedComponents | None = None) -> Loras:
     flux = hasattr(network, "single_transformer_blocks")
     names = originals(2, 2) if flux else unet_originals(network)
-    return Loras(network, names, device=torch.device("cpu"), find=lambda name: find_lora(folder, name), shared=shared)
+    return Loras(network, names, device=torch.device("cpu"), find=lambda name: find_in(folder, name), shared=shared)
 
 
 def sd15_inputs(entries: int) -> dict[str, Tensor]:
@@ -451,13 +451,13 @@ def test_names_that_lead_nowhere(unet: Any, tmp_path: Path, name: str) -> None:
 
 def test_a_file_is_found_once_it_is_complete_and_read_again_when_it_changes(unet: Any, tmp_path: Path) -> None:
     ours = loras(unet, tmp_path / "loras")
-    assert find_lora(tmp_path / "loras", "a") is None
+    assert find_in(tmp_path / "loras", "a") is None
     (tmp_path / "loras").mkdir()
     file = tmp_path / "loras" / "a.safetensors"
     save_file(kohya(pairs(unet, MIXED)), file)
     whole = file.read_bytes()
     file.write_bytes(whole[:-1])
-    assert find_lora(tmp_path / "loras", "a") is None
+    assert find_in(tmp_path / "loras", "a") is None
     file.write_bytes(whole)
     before = ours.stack([("a.safetensors", 1.0)], "sd15").key
     assert before == ours.stack([("a", 1.0)], "sd15").key

@@ -1,0 +1,85 @@
+"""What a diffusers family gives; ``pipelines.diffusion`` does everything else."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from pipelines.base import LaneKey, Pipeline
+from pipelines.images import Posterior
+from pipelines.lora_layers import LayerNames
+from pipelines.prompt import Embedding, Wording
+from pipelines.request import ImageRequest
+from pipelines.rows import Encoded
+from pipelines.step import Denoiser
+
+
+class Family(Pipeline):
+    """Networks, and how texts and pictures become what they take."""
+
+    #: Axis of a batch of latents along which channels lie.
+    channel_axis = 1
+
+    @abstractmethod
+    def lane_shape(self, request: ImageRequest) -> tuple[int, ...]:
+        """Shape of one row's latents as the denoiser takes them."""
+
+    @abstractmethod
+    def latent_shape(self, request: ImageRequest) -> tuple[int, int, int]:
+        """(channels, height, width) of the VAE's latents; what the first draws are shaped like."""
+
+    @abstractmethod
+    def wordings(self, request: ImageRequest) -> list[Wording]:
+        """The texts that the request must have embeddings of."""
+
+    @abstractmethod
+    def read_texts(self, texts: Sequence[str], clip_skip: int) -> list[Embedding]:
+        """Texts through the text encoders, in order."""
+
+    @abstractmethod
+    def condition(self, request: ImageRequest, embeddings: Mapping[Wording, Embedding]) -> Encoded:
+        """What the request is conditioned on; ``embeddings`` holds its ``wordings``."""
+
+    @abstractmethod
+    def denoiser(self, lane: LaneKey) -> Denoiser:
+        """One forward for rows of a lane."""
+
+    @property
+    @abstractmethod
+    def network(self) -> Any:
+        """The denoiser's module, whose layers LoRAs change."""
+
+    @abstractmethod
+    def original_layers(self) -> LayerNames:
+        """The original implementation's names of the denoiser's layers; see ``LayerNames``."""
+
+    @abstractmethod
+    def encode_image(self, image: Tensor) -> Posterior:
+        """(1, 3, height, width), -1 .. 1 -> the VAE's posterior."""
+
+    @abstractmethod
+    def scale_latents(self, sample: Tensor) -> Tensor:
+        """A posterior's sample in the scale of the denoiser's latents; any leading axes."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor, lane: LaneKey) -> Tensor:
+        """(rows, *lane shape) float32 -> (rows, 3, height, width), -1 .. 1."""
+
+    @abstractmethod
+    def decode_in_tiles(self, tiled: bool) -> None:
+        """Whether ``decode`` works tile by tile from now on."""
+
+    def pack(self, latents: Tensor) -> Tensor:
+        """(channels, height, width) -> lane shape."""
+        return latents
+
+    @abstractmethod
+    def pack_mask(self, mask: Tensor) -> Tensor:
+        """(1, height, width) in pixels -> what broadcasts against a row's latents."""
+
+    @abstractmethod
+    def extra_channels(self, mask: Tensor, masked: Tensor) -> Tensor:
+        """(1, height, width) mask in pixels, (channels, …) latents of the masked picture -> further input channels."""
