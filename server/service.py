@@ -6,7 +6,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,16 +15,16 @@ from pipelines.errors import Cancelled, DeadlineExceeded, Error
 from pipelines.request import ImageRequest
 from server.backlog import Backlog
 from server.catalog import Catalog
-from server.engine.executors.base import EngineStats, Executor, Generation, Outcome, Picture
+from server.engine.executors.base import EngineStats, Executor, Generation, Outcome
 from server.engine.lanes import AGING_S
 from server.errors import NotFound, Unavailable
+from server.gallery import Gallery
 from server.jobs.base import DuplicateJob, Job, JobState, JobStore, WebhookState
 from server.jobs.ids import new_id, parse_id
 from server.notices import Notices
 from server.patience import Interrupted, Patience
 from server.storage.base import ImageStore
 from server.storage.names import new_name
-from server.storage.png import encode_png
 from server.webhooks import Webhooks
 
 logger = logging.getLogger(__name__)
@@ -77,7 +76,7 @@ class Service:
     ) -> None:
         self._executor = executor
         self._jobs = jobs
-        self._images = images
+        self._gallery = Gallery(images, encoders=encoders)
         self._notices = Notices(webhooks, jobs, webhook_bodies)
         self._catalog = catalog
         self._deadline_s = deadline_s
@@ -86,7 +85,6 @@ class Service:
         self._window = window
         self._close_grace_s = close_grace_s
         self._patience = Patience(pause_s=retry_pause_s)
-        self._encoders = ThreadPoolExecutor(max_workers=encoders, thread_name_prefix="encode")
         self._backlog = Backlog(max_jobs=max_queued_jobs, max_jobs_per_owner=max_queued_jobs_per_key, aging_s=AGING_S)
         self._open: dict[int, _Open] = {}
         self._generations: dict[int, Generation] = {}
@@ -136,7 +134,7 @@ class Service:
                 task.cancel()
             await asyncio.gather(*hung, return_exceptions=True)
         await self._notices.close()
-        self._encoders.shutdown()
+        self._gallery.close()
 
     # What dialects call
 
@@ -310,7 +308,7 @@ class Service:
         outcome = await self._generate(job, request)
         if len(outcome.pictures) != request.samples:
             raise RuntimeError(f"{len(outcome.pictures)} pictures for {request.samples} samples")
-        await self._keep_all(job, outcome)
+        await self._gallery.keep(job, outcome)
         result = {
             "seconds": outcome.seconds,
             "seeds": [picture.seed for picture in outcome.pictures],
@@ -324,7 +322,7 @@ class Service:
         )
         if finished is None:
             # Cancelled while it was being stored: nobody will ask for these files.
-            await self._discard(job)
+            await self._gallery.discard(job)
         self._measure_pace()
         return finished
 
@@ -353,23 +351,6 @@ class Service:
         finally:
             generation.cancel()
             self._generations.pop(job.id, None)
-
-    async def _keep_all(self, job: Job, outcome: Outcome) -> None:
-        """Stores every picture or, when one cannot be stored, none: a job that fails leaves no files."""
-        keeping = map(self._keep, job.outputs, outcome.pictures)
-        failures = [one for one in await asyncio.gather(*keeping, return_exceptions=True) if one is not None]
-        if failures:
-            await self._discard(job)
-            raise failures[0]
-
-    async def _keep(self, name: str, picture: Picture) -> None:
-        data = await asyncio.get_running_loop().run_in_executor(self._encoders, encode_png, picture.pixels)
-        await self._images.put(name, data)
-
-    async def _discard(self, job: Job) -> None:
-        for error in await asyncio.gather(*map(self._images.delete, job.outputs), return_exceptions=True):
-            if error is not None:
-                logger.warning("job %d: a file is left over: %s", job.id, error)
 
     # Its state
 

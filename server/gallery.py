@@ -1,0 +1,44 @@
+"""Pictures of jobs: encoded on threads of their own, stored all or none, and taken away again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from concurrent.futures import ThreadPoolExecutor
+
+from server.engine.executors.base import Outcome, Picture
+from server.jobs.base import Job
+from server.storage.base import ImageStore
+from server.storage.png import encode_png
+
+logger = logging.getLogger(__name__)
+
+
+class Gallery:
+    """What the service stores of an outcome. ``close`` at the end; nothing to start."""
+
+    def __init__(self, images: ImageStore, *, encoders: int = 2) -> None:
+        self._images = images
+        self._encoders = ThreadPoolExecutor(max_workers=encoders, thread_name_prefix="encode")
+
+    async def keep(self, job: Job, outcome: Outcome) -> None:
+        """Stores every picture or, when one cannot be stored, none: a job that fails leaves no files."""
+        keeping = map(self._put, job.outputs, outcome.pictures)
+        failures = [one for one in await asyncio.gather(*keeping, return_exceptions=True) if one is not None]
+        if failures:
+            await self.discard(job)
+            raise failures[0]
+
+    async def discard(self, job: Job) -> None:
+        """Takes the job's files away; what cannot be removed is logged and left over."""
+        for error in await asyncio.gather(*map(self._images.delete, job.outputs), return_exceptions=True):
+            if error is not None:
+                logger.warning("job %d: a file is left over: %s", job.id, error)
+
+    def close(self) -> None:
+        """Waits for what is being encoded."""
+        self._encoders.shutdown()
+
+    async def _put(self, name: str, picture: Picture) -> None:
+        data = await asyncio.get_running_loop().run_in_executor(self._encoders, encode_png, picture.pixels)
+        await self._images.put(name, data)
