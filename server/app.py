@@ -177,6 +177,7 @@ def _add_routes(app: FastAPI, parts: Parts) -> None:
     settings = parts.settings
     context = Context(
         service=parts.service,
+        jobs=parts.jobs,
         catalog=parts.catalog,
         keys=parts.keys,
         guard=parts.guard,

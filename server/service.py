@@ -15,13 +15,14 @@ from pipelines.errors import Cancelled, DeadlineExceeded, Error
 from pipelines.request import ImageRequest
 from server.backlog import Backlog
 from server.catalog import Catalog
-from server.engine.executors.base import EngineStats, Executor, Generation, Outcome
+from server.engine.executors.base import EngineStats, Executor, Generation, Outcome, Progress
 from server.engine.lanes import AGING_S
 from server.errors import NotFound, Unavailable
 from server.gallery import Gallery
 from server.jobs.base import DuplicateJob, Job, JobState, JobStore, WebhookState
 from server.jobs.ids import new_id, parse_id
 from server.notices import Notices
+from server.pace import Pace
 from server.patience import Interrupted, Patience
 from server.storage.base import ImageStore
 from server.storage.names import new_name
@@ -34,8 +35,6 @@ OPAQUE = "Internal server error. Please try again."
 
 #: A device thread that hangs cannot raise; the service then does, this much after the deadline.
 _HUNG_AFTER_S = 5.0
-#: Weight of the newest interval in the mean time between two finished jobs.
-_PACE_WEIGHT = 0.2
 
 
 @dataclass(slots=True)
@@ -91,8 +90,7 @@ class Service:
         self._tasks: set[asyncio.Task[None]] = set()
         self._accepting = False
         self._started_at = 0.0
-        self._pace_s = 1.0
-        self._last_finish = 0.0
+        self._pace = Pace()
 
     # Lifecycle
 
@@ -217,7 +215,20 @@ class Service:
             return 1.0
         front = max((one.progress().eta_s for one in self._generations.values()), default=0.0)
         own: float = job.request["steps"] * job.request["samples"] * self._executor.stats().per_row_s
-        return max(1.0, front + self._backlog.ahead(job.id) * self._pace_s + own)
+        return max(1.0, front + self._backlog.ahead(job.id) * self._pace.seconds + own)
+
+    def progress(self, job: Job) -> Progress:
+        """Where the job stands; of one that the executor does not have, what the request says. Cheap."""
+        if (generation := self._generations.get(job.id)) is not None:
+            return generation.progress()
+        calls: int = job.request.get("steps", 1) * job.request.get("samples", 1)
+        waits = job.id in self._open
+        return Progress(
+            step=calls if job.state is JobState.SUCCEEDED else 0,
+            steps=calls,
+            position=self._executor.stats().waiting_requests + self._backlog.ahead(job.id) if waits else 0,
+            eta_s=0.0 if job.state.terminal else self.eta(job),
+        )
 
     # Queue
 
@@ -323,7 +334,7 @@ class Service:
         if finished is None:
             # Cancelled while it was being stored: nobody will ask for these files.
             await self._gallery.discard(job)
-        self._measure_pace()
+        self._pace.finished(time.monotonic(), waiting=len(self._backlog) > 0)
         return finished
 
     async def _generate(self, job: Job, request: ImageRequest) -> Outcome:
@@ -373,9 +384,3 @@ class Service:
         except Exception:
             # It is drawn again all the same, as one that was running when the process ended.
             logger.exception("job %d: its try could not be taken back", job_id)
-
-    def _measure_pace(self) -> None:
-        now = time.monotonic()
-        if self._last_finish and len(self._backlog):
-            self._pace_s += _PACE_WEIGHT * (now - self._last_finish - self._pace_s)
-        self._last_finish = now

@@ -4,4 +4,5 @@
 #: Where two own the same prefix, the first does.
 DIALECTS: dict[str, str] = {
     "modelslab": "server.api.modelslab.dialect:ModelsLab",
+    "native": "server.api.native.dialect:Native",
 }

@@ -11,15 +11,17 @@ from server.keys import ApiKey, KeyStore, Scope
 
 #: What may stand in a Host header; anything else could smuggle text into the URLs of answers.
 _HOST = re.compile(r"[A-Za-z0-9._-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
+#: Some clients put a colon behind the scheme's name.
+_BEARER = re.compile(r"bearer(?:\s*:\s*|\s+)(.*)", re.IGNORECASE)
 
 
 def offered_key(request: Request, body_key: object = None) -> str | None:
     """The first key that is not empty: body, ``key`` header, ``Authorization: Bearer``, ``X-API-Key``, query."""
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    bearer = _BEARER.match(request.headers.get("authorization", ""))
     offers = (
         str(body_key) if isinstance(body_key, str | int) else "",
         request.headers.get("key", ""),
-        token if scheme.lower() == "bearer" else "",
+        bearer[1] if bearer else "",
         request.headers.get("x-api-key", ""),
         request.query_params.get("key", ""),
     )

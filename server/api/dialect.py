@@ -17,7 +17,7 @@ from server.api import DIALECTS
 from server.catalog import Catalog
 from server.errors import QueueFull
 from server.inputs import Inputs
-from server.jobs.base import Job
+from server.jobs.base import Job, JobStore
 from server.keys import KeyStore
 from server.net import Guard
 from server.service import Service
@@ -56,6 +56,8 @@ class Context:
     """What every dialect works with."""
 
     service: Service
+    #: Stored jobs, to be read.
+    jobs: JobStore
     catalog: Catalog
     keys: KeyStore
     #: Checks URLs that clients give.

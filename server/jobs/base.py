@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
@@ -110,6 +111,14 @@ class JobStore(Protocol):
 
     async def count(self, *, owner: str | None = None) -> dict[JobState, int]:
         """Jobs by state; every state is a key."""
+
+    async def page(
+        self, owner: str, states: Collection[JobState], *, limit: int, before: int | None = None, skip: int = 0
+    ) -> list[Job]:
+        """The owner's jobs in these states, the last stored first, at most ``limit`` after the first ``skip``.
+
+        ``before``: only what was stored before this job; nothing where it is not the owner's.
+        """
 
 
 class DuplicateJob(Exception):

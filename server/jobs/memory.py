@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -93,6 +94,17 @@ class MemoryJobStore:
             if owner is None or job.owner == owner:
                 counts[job.state] += 1
         return counts
+
+    async def page(
+        self, owner: str, states: Collection[JobState], *, limit: int, before: int | None = None, skip: int = 0
+    ) -> list[Job]:
+        """The owner's jobs in these states, the last stored first; see ``JobStore.page``."""
+        own = [job for job in self._jobs.values() if job.owner == owner]
+        if before is not None:
+            place = next((index for index, job in enumerate(own) if job.id == before), 0)
+            own = own[:place]
+        found = [job for job in reversed(own) if job.state in states]
+        return found[skip : skip + limit]
 
     def _change(self, job_id: int, *allowed: JobState, to: JobState, **values: Any) -> Job | None:
         job = self._jobs.get(job_id)

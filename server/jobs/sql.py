@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import fields
 from typing import Any
 
@@ -14,7 +15,8 @@ from server.jobs.base import DuplicateJob, Job, JobState, WebhookState
 #: SQLite's and PostgreSQL's integers end here; a larger id is unknown, not an error of the driver.
 _ID_LIMIT = 2**63
 
-_COLUMNS = [jobs.c[field.name] for field in fields(Job)]
+_NAMES = [field.name for field in fields(Job)]
+_COLUMNS = [jobs.c[name] for name in _NAMES]
 _OLDEST_FIRST = (jobs.c.created_at, jobs.c.number)
 _TERMINAL = [state.value for state in JobState if state.terminal]
 
@@ -113,6 +115,32 @@ class SqlJobStore:
         found = {JobState(state): number for state, number in rows}
         return {state: found.get(state, 0) for state in JobState}
 
+    async def page(
+        self, owner: str, states: Collection[JobState], *, limit: int, before: int | None = None, skip: int = 0
+    ) -> list[Job]:
+        """The owner's jobs in these states, the last stored first; see ``JobStore.page``."""
+        own = jobs.c.owner == owner
+        conditions = [own]
+        if before is not None:
+            if not _possible(before):
+                return []
+            place = sa.select(jobs.c.number).where(own, jobs.c.id == before).scalar_subquery()
+            conditions.append(jobs.c.number < place)
+        # One state at a time: the index then holds them in this order, and no long history is sorted.
+        statements = [
+            sa.select(jobs.c.number, *_COLUMNS)
+            .where(*conditions, jobs.c.state == state.value)
+            .order_by(jobs.c.number.desc())
+            .limit(skip + limit)
+            for state in states
+        ]
+
+        def find(connection: sa.Connection) -> list[sa.Row[Any]]:
+            return [row for statement in statements for row in connection.execute(statement)]
+
+        rows = sorted(await self._database.read(find), key=lambda row: -row.number)[skip : skip + limit]
+        return [_job(row) for row in rows]
+
     async def _select(self, *conditions: sa.ColumnElement[bool]) -> list[Job]:
         statement = sa.select(*_COLUMNS).where(*conditions).order_by(*_OLDEST_FIRST)
         return await self._database.read(lambda connection: [_job(row) for row in connection.execute(statement)])
@@ -151,7 +179,7 @@ def _values(job: Job) -> dict[str, Any]:
 
 
 def _job(row: sa.Row[Any]) -> Job:
-    values = dict(row._mapping)
+    values = {name: row._mapping[name] for name in _NAMES}
     return Job(
         **{
             **values,

@@ -73,6 +73,22 @@ async def test_a_job_comes_back_as_it_was_stored(store: JobStore) -> None:
     assert await store.get(job.id) == job
 
 
+async def test_a_page_holds_the_owners_jobs_newest_first(store: JobStore) -> None:
+    for number in range(1, 7):
+        await store.add(make(number, owner="key_a" if number != 3 else "key_b"))
+    await store.begin(2, now=1.0)
+
+    async def ids(*states: JobState, **values: Any) -> list[int]:
+        return [job.id for job in await store.page("key_a", states or tuple(JobState), **{"limit": 9, **values})]
+
+    assert await ids() == [6, 5, 4, 2, 1]
+    assert await ids(limit=2) == [6, 5]
+    assert await ids(limit=2, before=5) == [4, 2]
+    assert await ids(limit=2, skip=3) == [2, 1]
+    assert await ids(JobState.RUNNING) == [2]
+    assert await ids(before=3) == await ids(before=0) == await ids(before=2**63) == []
+
+
 @pytest.mark.parametrize("job_id", [0, -1, 2, 2**52, 2**63 - 1, 2**63, 2**64, 10**40])
 async def test_unknown_and_huge_ids_are_no_job(store: JobStore, job_id: int) -> None:
     assert await store.get(job_id) is None
@@ -283,6 +299,11 @@ class Lives(RuleBasedStateMachine):
         if job is not None:
             assert job.id not in self.terminal
             self.terminal[job.id] = job
+
+    @rule(states=st.sets(st.sampled_from(JobState)), limit=st.integers(1, 4), skip=st.integers(0, 2))
+    def page(self, states: set[JobState], limit: int, skip: int) -> None:
+        for before in (None, 1, 2, 99):
+            self.both("page", "key_a", states, limit=limit, before=before, skip=skip)
 
     @precondition(lambda self: self.now > 2)
     @rule()
@@ -496,6 +517,12 @@ def schema(file: Path) -> dict[str, Any]:
             "jobs_by_state",
         ),
         (sa.select(sa.func.count()).where(jobs_table.c.owner == "a").group_by(jobs_table.c.state), "jobs_by_owner"),
+        (
+            sa.select(jobs_table)
+            .where(jobs_table.c.owner == "a", jobs_table.c.state == "queued", jobs_table.c.number < 9)
+            .order_by(jobs_table.c.number.desc()),
+            "jobs_by_owner",
+        ),
     ],
 )
 def test_frequent_queries_use_an_index_and_no_sorting(tmp_path: Path, statement: sa.Select[Any], index: str) -> None:

@@ -1,0 +1,1 @@
+"""latentd's own API: jobs of one's own, under /v1."""
