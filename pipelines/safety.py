@@ -74,6 +74,11 @@ class SafetyChecker:
         self._model = model
         self._processor = processor
 
+    @property
+    def bytes(self) -> int:
+        """What its weights take."""
+        return sum(tensor.nbytes for part in (self._model.parameters(), self._model.buffers()) for tensor in part)
+
     @classmethod
     def load(cls, files: CheckerFiles, device: torch.device) -> Self:
         """From a checkpoint's folder; BrokenCheckpoint says which file is wrong and how."""

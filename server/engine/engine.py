@@ -19,7 +19,7 @@ from pipelines.errors import Cancelled, DeadlineExceeded, Error, NonFinite, OutO
 from pipelines.safety import Check, Checked, refuse_unchecked
 from server.engine.executors.base import EngineStats, Picture
 from server.engine.lanes import AGING_S, Choice, Lanes
-from server.engine.models import Budget, ResidentModels, Weigh
+from server.engine.models import Beside, Budget, ResidentModels, Weigh
 from server.engine.outlook import Outlook
 from server.engine.tickets import Ticket
 
@@ -46,8 +46,11 @@ class Engine:
         stamp: Callable[[str], object] = lambda name: None,
         check: Check = refuse_unchecked,
         clock: Callable[[], float] = time.monotonic,
+        beside: Sequence[Beside] = (),
     ) -> None:
-        self.models = ResidentModels(load, limit=max_resident, budget=budget, weigh=weigh, stamp=stamp, clock=clock)
+        self.models = ResidentModels(
+            load, limit=max_resident, budget=budget, weigh=weigh, stamp=stamp, clock=clock, beside=beside
+        )
         self._lanes = Lanes(max_rows=max_rows)
         self._slots = slots
         self._check = check
@@ -130,7 +133,7 @@ class Engine:
     def _admit(self) -> None:
         self._enter_ready()
         while candidates := self._candidates():
-            busy = {row.lane.model for _, row in self._running.values()}
+            busy = self._busy()
             model = candidates[0].request.model
             if not self.models.fits(model, busy):
                 # Nobody younger goes first, or the models in use would never become idle.
@@ -144,6 +147,10 @@ class Engine:
                 continue
             self._prepare(pipeline, same)
             self._enter_ready()
+
+    def _busy(self) -> set[str]:
+        """Models that draw at the moment."""
+        return {row.lane.model for _, row in self._running.values()}
 
     def _candidates(self) -> list[Ticket]:
         """Who is worth conditioning: rows that wait for a slot hold back requests of their size, if not more urgent."""
@@ -285,6 +292,8 @@ class Engine:
             except Exception as error:
                 told = _told(error, "%d pictures cannot be checked", len(asked))
                 checked.update(dict.fromkeys(asked, told))
+            # The checker may have come onto the device just now.
+            self.models.make_room(self._busy())
         return [checked[row] for row in rows]
 
     # Endings.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from pipelines.base import Pipeline
 from pipelines.errors import ModelTooLarge
@@ -27,6 +28,16 @@ class Budget:
     together: int | None = None
     #: Of a model that is there alone: it may come nearer to what the device has.
     alone: int | None = None
+
+
+class Beside(Protocol):
+    """What is on the device beside the models and counts in the budget: the safety checker, caches."""
+
+    def bytes(self) -> int:
+        """What it takes on the device at the moment."""
+
+    def release(self) -> None:
+        """Frees what can be had again, for a model that has no room otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +64,7 @@ class ResidentModels:
         weigh: Weigh = lambda name: 0,
         stamp: Callable[[str], object] = lambda name: None,
         clock: Callable[[], float] = time.monotonic,
+        beside: Sequence[Beside] = (),
     ) -> None:
         #: Loads a model by id.
         self.load = load
@@ -62,6 +74,7 @@ class ResidentModels:
         self._stamp = stamp
         self._resident: OrderedDict[str, _Resident] = OrderedDict()
         self._clock = clock
+        self._beside = beside
         #: What could not be loaded: when, made of what, and why.
         self._failed: dict[str, tuple[float, object, Exception]] = {}
         #: Weighed and not yet loaded: while a model waits for room it is asked for at every turn.
@@ -101,17 +114,32 @@ class ResidentModels:
             needed = self._needed(name)
             # Weighed anew the next time: its files may be others by then.
             del self._weighed[name]
-            for other in list(self._resident):
-                if self._has_room(len(self._resident), self.weight, needed):
-                    break
-                if other not in busy:
-                    self._resident.pop(other).pipeline.close()
-                    logger.info("model %s unloaded to make room for %s", other, name)
+            self._unload_idle(busy, lambda: self._has_room(len(self._resident), self._taken(), needed))
+            if not self._is_within(len(self._resident), self._taken() + needed):
+                for one in self._beside:
+                    one.release()
             began = time.monotonic()
             found = self._resident[name] = self._loaded(name, needed)
             logger.info("model %s loaded in %.2f s, %.2f GB", name, time.monotonic() - began, needed / 1e9)
         self._resident.move_to_end(name)
         return found.pipeline
+
+    def make_room(self, busy: set[str]) -> None:
+        """Unloads models that are not in use until what has come beside them fits, too."""
+        self._unload_idle(busy, lambda: self._is_within(len(self._resident) - 1, self._taken()))
+
+    def _unload_idle(self, busy: set[str], done: Callable[[], bool]) -> None:
+        """Those unused for longest go first."""
+        for other in list(self._resident):
+            if done():
+                return
+            if other not in busy:
+                self._resident.pop(other).pipeline.close()
+                logger.info("model %s unloaded to make room", other)
+
+    def _taken(self) -> int:
+        """Bytes of models and of what is beside them."""
+        return self.weight + sum(one.bytes() for one in self._beside)
 
     def _loaded(self, name: str, needed: int) -> _Resident:
         stamp = self._stamp(name)
@@ -141,9 +169,14 @@ class ResidentModels:
             )
         return needed
 
-    def _has_room(self, count: int, weight: int, needed: int) -> bool:
-        most = self._budget().together
-        return not count or (count < self._limit and (most is None or weight + needed <= most))
+    def _has_room(self, count: int, taken: int, needed: int) -> bool:
+        return not count or (count < self._limit and self._is_within(count, taken + needed))
+
+    def _is_within(self, others: int, total: int) -> bool:
+        """The budget allows so many bytes where a model has ``others`` beside it."""
+        budget = self._budget()
+        most = budget.together if others > 0 else budget.alone
+        return most is None or total <= most
 
     def loaded(self, name: str) -> Pipeline:
         """A model that has rows and is therefore loaded."""

@@ -56,7 +56,7 @@ async def test_rows_are_checked_together_and_only_those_that_ask(
     checker = CheckerFiles(folder=demo_folder / "sd15", demo="sd15")
     looked: list[int] = []
     async with executor_of(demo_folder, checker) as executor:
-        check = executor._check
+        check = executor.checker.check
 
         def counted(pictures: Sequence[Pixels], replacements: Sequence[str]) -> list[Checked | Error]:
             looked.append(len(pictures))
@@ -97,7 +97,7 @@ async def test_without_a_checker_what_asks_for_it_fails_and_its_neighbours_are_d
 async def test_another_checker_is_taken_when_it_is_there(demo_folder: Path, tmp_path: Path) -> None:
     files = [CheckerFiles(folder=tmp_path / "nothing"), CheckerFiles(folder=demo.ensure("sd15", demo_folder))]
     async with executor_of(demo_folder, None) as executor:
-        executor._checker_files = lambda: files[0]
+        executor.checker.files = lambda: files[0]
         await executor.start()
         request = wish("sd15", "red", "black")
         with pytest.raises(BrokenCheckpoint, match="safety_checker"):
@@ -105,3 +105,19 @@ async def test_another_checker_is_taken_when_it_is_there(demo_folder: Path, tmp_
         del files[0]
         outcome = await executor.submit(replace(request, seed=2)).outcome()
     assert outcome.pictures[0].nsfw
+
+
+async def test_the_checker_counts_in_the_budget_and_leaves_for_a_model(demo_folder: Path) -> None:
+    checker = CheckerFiles(folder=demo_folder / "sd15", demo="sd15")
+    async with executor_of(demo_folder, checker) as executor:
+        models = executor.engine.models
+        budget = sum(map(executor._weigh, ("sdxl", "sd15"))) + 1000
+        # Both models, without the checker's 0.1 MB.
+        executor._budget_gb = budget / 1e9
+        await executor.start()
+        for family in ("sdxl", "sd15"):
+            await executor.submit(wish(family, "blue", None)).outcome()
+        before = models.names
+        await executor.submit(wish("sd15", "blue", "blur")).outcome()
+        assert (before, models.names) == (("sdxl", "sd15"), ("sd15",))
+        assert executor.checker.bytes() > 1000

@@ -7,18 +7,19 @@ import importlib
 import itertools
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 from pipelines.auxiliary import FindAuxiliary, find_nothing
-from pipelines.base import Pipeline, Pixels
+from pipelines.base import Pipeline
 from pipelines.errors import Error
 from pipelines.inputs import ReadInput
 from pipelines.model import ModelSpec, Offload
 from pipelines.registry import FAMILIES
 from pipelines.request import ImageRequest
-from pipelines.safety import Checked, CheckerFiles, SafetyChecker, refuse_unchecked
+from pipelines.safety import CheckerFiles
 from pipelines.shared import SharedComponents
+from server.engine.checker import ResidentChecker
 from server.engine.engine import Engine
 from server.engine.executors.base import EngineStats, Outcome, Progress
 from server.engine.models import Budget
@@ -83,8 +84,7 @@ class LocalExecutor:
         self._offload = offload
         self._read_input = read_input
         self._find_auxiliary = find_auxiliary
-        self._checker_files = checker_files
-        self._checker: SafetyChecker | None = None
+        self.checker = ResidentChecker(checker_files, device)
         self._shared = SharedComponents()
         self._device = device
         self._threads = threads
@@ -100,8 +100,9 @@ class LocalExecutor:
             budget=self._budget,
             weigh=self._weigh,
             stamp=self._spec,
-            check=self._check,
+            check=self.checker.check,
             clock=clock,
+            beside=[self.checker],
         )
         self._worker = Worker(self.engine)
 
@@ -199,22 +200,6 @@ class LocalExecutor:
         if spec.demo is not None:
             demo.ensure(spec.demo, spec.folder.parent)
         return spec
-
-    def _check(self, pictures: Sequence[Pixels], replacements: Sequence[str]) -> list[Checked | Error]:
-        """See ``pipelines.safety.Check``; the checker is loaded when first asked for, and when others are found."""
-        from pipelines import demo
-        from pipelines.device import pick_device
-
-        files = self._checker_files()
-        if files is None:
-            return refuse_unchecked(pictures, replacements)
-        if self._checker is None or self._checker.files != files:
-            if files.demo is not None:
-                demo.ensure(files.demo, files.folder.parent)
-            # The old one's memory is needed for the new one.
-            self._checker = None
-            self._checker = SafetyChecker.load(files, pick_device(self._device))
-        return self._checker.check(pictures, replacements)
 
     def _load(self, name: str) -> Pipeline:
         """Runs on the device thread, which is the only one that imports torch."""

@@ -481,6 +481,67 @@ def test_a_model_alone_may_take_more_than_its_share() -> None:
     assert (closed, models.names) == (["small"], ("large",))
 
 
+class Checker:
+    """Takes 20 bytes until it is released."""
+
+    def __init__(self) -> None:
+        self.there = True
+
+    def bytes(self) -> int:
+        return 20 * self.there
+
+    def release(self) -> None:
+        self.there = False
+
+
+def models_beside(checker: Checker, **weights: int) -> ResidentModels:
+    return ResidentModels(
+        lambda name: StubPipeline(),
+        limit=9,
+        budget=lambda: Budget(together=80, alone=98),
+        weigh=weights.__getitem__,
+        beside=[checker],
+    )
+
+
+def test_what_is_beside_the_models_counts_in_the_budget() -> None:
+    checker = Checker()
+    models = models_beside(checker, a=30, b=30, c=31)
+    models.get("a", set())
+    models.get("b", set())
+    assert models.names == ("a", "b")
+    models.get("c", {"b"})
+    assert (models.names, checker.there) == (("b", "c"), False)
+
+
+def test_idle_models_leave_before_what_is_beside_them() -> None:
+    checker = Checker()
+    models = models_beside(checker, a=30, b=31)
+    models.get("a", set())
+    models.get("b", set())
+    assert (models.names, checker.there) == (("b",), True)
+
+
+def test_a_model_that_fits_alone_is_not_refused_for_what_is_beside_it() -> None:
+    checker = Checker()
+    models = models_beside(checker, a=90)
+    models.get("a", set())
+    assert (models.names, checker.there) == (("a",), False)
+
+
+def test_what_comes_beside_the_models_sends_idle_ones_away() -> None:
+    checker = Checker()
+    checker.release()
+    models = models_beside(checker, a=30, b=40)
+    models.get("a", set())
+    models.get("b", set())
+    checker.there = True
+    models.make_room({"a"})
+    assert models.names == ("a",)
+    models.make_room({"a"})
+    assert models.names == ("a",)
+
+
 def flag_dark(pictures: Sequence[Pixels], replacements: Sequence[str]) -> list[Checked | Error]:
     """Stub pictures are as bright as their seed."""
     dark = [bool(pixels.max() < 2) for pixels in pictures]
