@@ -8,15 +8,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.errors import Error
-from pipelines.request import ImageRequest
+from pipelines.errors import Error, InvalidRequest
+from pipelines.request import ImageRequest, Request
+from pipelines.vision import Answer
 
 #: uint8, (height, width, 3), RGB.
 Pixels = NDArray[np.uint8]
+#: What a finished row is.
+Finished = Pixels | Answer
+
+R = TypeVar("R", bound=Request)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +46,12 @@ class LaneKey:
 
 
 class Row:
-    """One image in flight; families add what they need by subclassing."""
+    """One result in flight; families add what they need by subclassing."""
 
     def __init__(
         self,
         *,
-        request: ImageRequest,
+        request: Request,
         index: int,
         lane: LaneKey,
         calls: int,
@@ -68,21 +74,42 @@ class Row:
         self.warnings = warnings
 
     @property
+    def remaining(self) -> int:
+        """Denoiser calls still to come."""
+        return self.calls - self.step
+
+    @property
+    def seed(self) -> int:
+        """What is drawn depends on it; 0 where nothing is."""
+        return 0
+
+    @property
+    def safety(self) -> str | None:
+        """See ``ImageRequest.safety``."""
+        return None
+
+
+class ImageRow(Row):
+    """One image in flight."""
+
+    request: ImageRequest
+
+    @property
     def seed(self) -> int:
         """Image i of a request uses seed + i."""
         return (self.request.seed + self.index) % 2**63
 
     @property
-    def remaining(self) -> int:
-        """Denoiser calls still to come."""
-        return self.calls - self.step
+    def safety(self) -> str | None:
+        """See ``Row.safety``."""
+        return self.request.safety
 
 
 class Pipeline(ABC):
     """A loaded model that moves rows."""
 
     @abstractmethod
-    def prepare(self, requests: Sequence[ImageRequest]) -> list[list[Row] | Error]:
+    def prepare(self, requests: Sequence[Request]) -> list[list[Row] | Error]:
         """Conditions requests, texts encoded together: per request its rows in order, or why it cannot be drawn."""
 
     @abstractmethod
@@ -102,9 +129,18 @@ class Pipeline(ABC):
         """
 
     @abstractmethod
-    def finish(self, rows: Sequence[Row]) -> list[Pixels | Error]:
-        """Decodes rows of one lane that have no call left; per row its pixels or why there are none."""
+    def finish(self, rows: Sequence[Row]) -> Sequence[Finished | Error]:
+        """Decodes rows of one lane that have no call left; per row its pixels or answer, or why there are none."""
 
     @abstractmethod
     def close(self) -> None:
         """Gives the model's memory back."""
+
+
+def of_kind(requests: Sequence[Request], kind: type[R]) -> list[R]:
+    """The requests, if all are of the kind that a model takes; InvalidRequest otherwise."""
+    found = [request for request in requests if isinstance(request, kind)]
+    if len(found) != len(requests):
+        # A stored job whose model has become another one meanwhile.
+        raise InvalidRequest(f"model {requests[0].model} does not take such requests", field="model")
+    return found

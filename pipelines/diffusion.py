@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pipelines.auxiliary import AuxiliaryKind, FindAuxiliary, find_nothing
-from pipelines.base import LaneKey, Pixels, Row
+from pipelines.base import LaneKey, Pixels, Row, of_kind
 from pipelines.block import BlockRing, StepBlock
 from pipelines.draws import DRAWS, Draw, Kind
 from pipelines.errors import Error, InvalidRequest, NonFinite, OutOfMemory
@@ -24,7 +24,7 @@ from pipelines.lora import Loras
 from pipelines.lora_bank import LoraStack
 from pipelines.placement import Part, Placement
 from pipelines.prompt import Embedding, EmbeddingCache, Wording, encode_texts
-from pipelines.request import ImageRequest, Task
+from pipelines.request import ImageRequest, Request, Task
 from pipelines.rows import DiffusionRow, Encoded
 from pipelines.shared import SharedComponents
 from pipelines.slots import SlotPool
@@ -98,11 +98,12 @@ class DiffusionPipeline(Family):
     # The contract.
 
     @torch.inference_mode()
-    def prepare(self, requests: Sequence[ImageRequest]) -> list[list[Row] | Error]:
+    def prepare(self, requests: Sequence[Request]) -> list[list[Row] | Error]:
         """See ``Pipeline.prepare``."""
         prepared: list[list[Row] | Error] = []
+        wanted = of_kind(requests, ImageRequest)
         with translated_memory_errors(self.device):
-            for request, encoded in zip(requests, self._encode(requests), strict=True):
+            for request, encoded in zip(wanted, self._encode(wanted), strict=True):
                 prepared.append(self._try_rows(request, encoded))
         return prepared
 

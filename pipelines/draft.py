@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipelines.errors import CheckerMissing
-from pipelines.request import ImageRequest, Sigmas, Task
+from pipelines.request import ImageRequest, Request, Sigmas, Task
 from pipelines.safety import REPLACEMENTS
 
 
@@ -95,8 +95,15 @@ class SafetyRules:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Completed:
+class Decided:
     """A request with every value decided, and one sentence for each value that is not the one asked for."""
 
-    request: ImageRequest
+    request: Request
     warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completed(Decided):
+    """A picture's."""
+
+    request: ImageRequest

@@ -1,10 +1,41 @@
-"""One generation in our own terms, before and after a model's defaults and limits are applied."""
+"""One generation in our own terms: what is drawn, and what the engine must know of any request."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
+
+
+class Request(Protocol):
+    """What engine and server know of a request, whatever it asks for; frozen."""
+
+    @property
+    def model(self) -> str:
+        """``ModelSpec.id``, never an alias."""
+
+    @property
+    def priority(self) -> int:
+        """Larger goes first."""
+
+    @property
+    def rows(self) -> int:
+        """How many rows it becomes in the engine, each with a result of its own."""
+
+    @property
+    def pictures(self) -> int:
+        """How many of the results are pictures, and so files."""
+
+    @property
+    def calls(self) -> int:
+        """Calls of the model in all, as far as that is known before it is conditioned."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Requests of one model that differ in it go into different groups of lanes."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for the job store; ``pipelines.stored.read_request`` is the inverse."""
 
 
 class Sigmas(StrEnum):
@@ -75,6 +106,26 @@ class ImageRequest:
         if self.image is None:
             return Task.TEXT2IMG
         return Task.IMG2IMG if self.mask is None else Task.INPAINT
+
+    @property
+    def rows(self) -> int:
+        """See ``Request.rows``."""
+        return self.samples
+
+    @property
+    def pictures(self) -> int:
+        """See ``Request.pictures``."""
+        return self.samples
+
+    @property
+    def calls(self) -> int:
+        """See ``Request.calls``."""
+        return self.steps * self.samples
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See ``Request.shape``."""
+        return self.width, self.height
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for the job store."""

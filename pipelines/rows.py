@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipelines.base import LaneKey, Row
+from pipelines.base import ImageRow, LaneKey
 from pipelines.block import RowStep
 from pipelines.draws import Draw
 from pipelines.images import Source
@@ -29,7 +29,7 @@ class Encoded:
     warnings: tuple[str, ...] = ()
 
 
-class DiffusionRow(Row):
+class DiffusionRow(ImageRow):
     """One image in flight in a denoiser's lane."""
 
     def __init__(

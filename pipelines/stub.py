@@ -6,13 +6,16 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from pipelines.base import LaneKey, Pipeline, Pixels, Row
+from pipelines.base import Finished, ImageRow, LaneKey, Pipeline, Row
 from pipelines.errors import Error, OutOfMemory
-from pipelines.request import ImageRequest
+from pipelines.request import ImageRequest, Request
+from pipelines.vision import Answer, VisionRequest
 
 
 class StubPipeline(Pipeline):
     """Counts calls instead of denoising; a finished row is a picture of one colour, made from its seed.
+
+    Where a picture is asked about, the answer is the question.
 
     What a test wants to go wrong it says beforehand: ``fits`` rows per forward, ``poison`` seeds that stop being finite
     at their second call, ``refuse`` prompts that cannot be prepared, and ``before_step``, which may raise.
@@ -23,18 +26,25 @@ class StubPipeline(Pipeline):
         self.before_step = before_step
         self.poison: set[int] = set()
         self.refuse: dict[str, Error] = {}
-        #: Seeds of the rows of every forward.
+        #: Seeds of the rows of every forward; 0 for a row without one.
         self.forwards: list[tuple[int, ...]] = []
         self.inside: set[Row] = set()
         self.closed = False
         self._alone = 0
 
-    def prepare(self, requests: Sequence[ImageRequest]) -> list[list[Row] | Error]:
+    def prepare(self, requests: Sequence[Request]) -> list[list[Row] | Error]:
         """See ``Pipeline.prepare``."""
-        return [self.refuse.get(request.prompt) or self._rows(request) for request in requests]
+        prepared: list[list[Row] | Error] = []
+        for request in requests:
+            if isinstance(request, ImageRequest):
+                prepared.append(self.refuse.get(request.prompt) or self._rows(request))
+            else:
+                lane = LaneKey(model=request.model, shape=request.shape, text=0)
+                prepared.append([Row(request=request, index=0, lane=lane, calls=request.calls, entries=1)])
+        return prepared
 
     def _rows(self, request: ImageRequest) -> list[Row]:
-        rows = []
+        rows: list[Row] = []
         for index in range(request.samples):
             self._alone += request.reproducible
             lane = LaneKey(
@@ -45,7 +55,9 @@ class StubPipeline(Pipeline):
             )
             entries = 2 if request.guidance > 1 else 1
             rows.append(
-                Row(request=request, index=index, lane=lane, calls=request.steps, entries=entries, scheduler="Stub")
+                ImageRow(
+                    request=request, index=index, lane=lane, calls=request.steps, entries=entries, scheduler="Stub"
+                )
             )
         return rows
 
@@ -68,10 +80,17 @@ class StubPipeline(Pipeline):
             row.step += 1
         return [row for row in rows if row.seed in self.poison and row.step >= 2]
 
-    def finish(self, rows: Sequence[Row]) -> list[Pixels | Error]:
+    def finish(self, rows: Sequence[Row]) -> list[Finished | Error]:
         """See ``Pipeline.finish``."""
-        return [np.full((row.request.height, row.request.width, 3), row.seed % 251, dtype=np.uint8) for row in rows]
+        return [_finished(row) for row in rows]
 
     def close(self) -> None:
         """See ``Pipeline.close``."""
         self.closed = True
+
+
+def _finished(row: Row) -> Finished:
+    if isinstance(row, ImageRow):
+        return np.full((row.request.height, row.request.width, 3), row.seed % 251, dtype=np.uint8)
+    assert isinstance(row.request, VisionRequest)
+    return Answer(text=f"{row.request.task}: {row.request.prompt}")

@@ -10,9 +10,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipelines.draft import Completed
+from pipelines.draft import Decided
 from pipelines.errors import Cancelled, DeadlineExceeded, Error
-from pipelines.request import ImageRequest
+from pipelines.request import ImageRequest, Request
+from pipelines.stored import read_request
 from server.backlog import Backlog
 from server.catalog import Catalog
 from server.engine.executors.base import EngineStats, Executor, Generation, Outcome, Progress
@@ -24,6 +25,7 @@ from server.jobs.ids import new_id, parse_id
 from server.notices import Notices
 from server.pace import Pace
 from server.patience import Interrupted, Patience
+from server.results import describe
 from server.storage.base import ImageStore
 from server.storage.names import new_name
 from server.webhooks import Webhooks
@@ -151,7 +153,7 @@ class Service:
 
     async def submit(
         self,
-        completed: Completed,
+        completed: Decided,
         *,
         owner: str,
         dialect: str,
@@ -214,7 +216,7 @@ class Service:
         if job.id not in self._open:
             return 1.0
         front = max((one.progress().eta_s for one in self._generations.values()), default=0.0)
-        own: float = job.request["steps"] * job.request["samples"] * self._executor.stats().per_row_s
+        own = read_request(job.request).calls * self._executor.stats().per_row_s
         return max(1.0, front + self._backlog.ahead(job.id) * self._pace.seconds + own)
 
     def progress(self, job: Job) -> Progress:
@@ -233,7 +235,7 @@ class Service:
     # Queue
 
     async def _add(
-        self, completed: Completed, owner: str, dialect: str, echo: dict[str, Any], base_url: str, webhook: str | None
+        self, completed: Decided, owner: str, dialect: str, echo: dict[str, Any], base_url: str, webhook: str | None
     ) -> Job:
         request = completed.request
         while True:
@@ -243,7 +245,7 @@ class Service:
                 dialect=dialect,
                 request=request.to_json(),
                 echo=echo,
-                outputs=tuple(new_name(index) for index in range(request.samples)),
+                outputs=tuple(new_name(index) for index in range(request.pictures)),
                 warnings=completed.warnings,
                 base_url=base_url,
                 webhook=webhook,
@@ -312,21 +314,14 @@ class Service:
             self._settle(job_id, final)
 
     async def _draw(self, job: Job) -> Job | None:
-        request = ImageRequest.from_json(job.request)
-        # Jobs of the last run, and whatever else slipped through.
-        request = replace(request, safety=request.safety or self._forced_safety)
+        request: Request = read_request(job.request)
+        if isinstance(request, ImageRequest):
+            # Jobs of the last run, and whatever else slipped through.
+            request = replace(request, safety=request.safety or self._forced_safety)
         self._catalog.get(request.model)
         outcome = await self._generate(job, request)
-        if len(outcome.pictures) != request.samples:
-            raise RuntimeError(f"{len(outcome.pictures)} pictures for {request.samples} samples")
+        result = describe(request, outcome)
         await self._gallery.keep(job, outcome)
-        result = {
-            "seconds": outcome.seconds,
-            "seeds": [picture.seed for picture in outcome.pictures],
-            "nsfw": [picture.nsfw for picture in outcome.pictures],
-            "scheduler": outcome.scheduler,
-            "safety": request.safety,
-        }
         warnings = (*job.warnings, *outcome.warnings)
         finished = await self._patience.insist(
             lambda: self._jobs.finish(job.id, result=result, warnings=warnings, now=time.time())
@@ -337,7 +332,7 @@ class Service:
         self._pace.finished(time.monotonic(), waiting=len(self._backlog) > 0)
         return finished
 
-    async def _generate(self, job: Job, request: ImageRequest) -> Outcome:
+    async def _generate(self, job: Job, request: Request) -> Outcome:
         if self._patience.ended or not self._executor.stats().alive:
             raise Interrupted
         # A job of the last run had no chance while the server was down.

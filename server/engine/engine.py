@@ -11,12 +11,13 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import replace
 
-from pipelines.base import LaneKey, Pipeline, Pixels, Row
+from pipelines.base import Finished, LaneKey, Pipeline, Pixels, Row
 from pipelines.errors import Cancelled, DeadlineExceeded, Error, NonFinite, OutOfMemory
 from pipelines.safety import Check, Checked, refuse_unchecked
+from pipelines.vision import Answer
 from server.engine.executors.base import EngineStats, Picture
 from server.engine.lanes import AGING_S, Choice, Lanes
 from server.engine.models import Beside, Budget, ResidentModels, Weigh
@@ -154,7 +155,7 @@ class Engine:
 
     def _candidates(self) -> list[Ticket]:
         """Who is worth conditioning: rows that wait for a slot hold back requests of their size, if not more urgent."""
-        first: dict[tuple[str, int, int], tuple[float, int]] = {}
+        first: dict[Hashable, tuple[float, int]] = {}
         for ticket, _ in self._ready:
             shape = _shape(ticket)
             first[shape] = min(first.get(shape, _urgency(ticket)), _urgency(ticket))
@@ -271,20 +272,20 @@ class Engine:
                 self._fail(ticket, result)
                 continue
             self._remove(row)
-            if ticket.add(row.index, Picture(pixels=result.pixels, seed=row.seed, nsfw=result.flagged)):
+            if ticket.add(row.index, result):
                 ticket.succeed(scheduler=row.scheduler, now=self._clock())
 
-    def _checked(self, rows: Sequence[Row], results: Sequence[Pixels | Error]) -> list[Checked | Error]:
+    def _checked(self, rows: Sequence[Row], results: Sequence[Finished | Error]) -> list[Picture | Answer | Error]:
         """Shows the checker what is to be checked; what it cannot look at fails."""
-        checked: dict[Row, Checked | Error] = {}
+        checked: dict[Row, Checked | Answer | Error] = {}
         asked: dict[Row, tuple[Pixels, str]] = {}
         for row, result in zip(rows, results, strict=True):
-            if isinstance(result, Error):
+            if isinstance(result, Answer | Error):
                 checked[row] = result
-            elif row.request.safety is None:
+            elif row.safety is None:
                 checked[row] = Checked(pixels=result, flagged=False)
             else:
-                asked[row] = (result, row.request.safety)
+                asked[row] = (result, row.safety)
         if asked:
             pictures, replacements = zip(*asked.values(), strict=True)
             try:
@@ -294,7 +295,7 @@ class Engine:
                 checked.update(dict.fromkeys(asked, told))
             # The checker may have come onto the device just now.
             self.models.make_room(self._busy())
-        return [checked[row] for row in rows]
+        return [_delivered(row, checked[row]) for row in rows]
 
     # Endings.
 
@@ -353,9 +354,15 @@ def _told(error: Exception, message: str, *values: object) -> Error:
     return Error(INTERNAL)
 
 
-def _shape(ticket: Ticket) -> tuple[str, int, int]:
+def _delivered(row: Row, result: Checked | Answer | Error) -> Picture | Answer | Error:
+    if isinstance(result, Checked):
+        return Picture(pixels=result.pixels, seed=row.seed, nsfw=result.flagged)
+    return result
+
+
+def _shape(ticket: Ticket) -> Hashable:
     """Requests that differ in it go into different groups of lanes."""
-    return ticket.request.model, ticket.request.width, ticket.request.height
+    return ticket.request.model, ticket.request.shape
 
 
 def _urgency(ticket: Ticket) -> tuple[float, int]:

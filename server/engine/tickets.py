@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from pipelines.base import Row
 from pipelines.errors import Error
-from pipelines.request import ImageRequest
+from pipelines.request import Request
+from pipelines.vision import Answer
 from server.engine.executors.base import Outcome, Picture
 
 
@@ -15,7 +16,7 @@ class Ticket:
 
     def __init__(
         self,
-        request: ImageRequest,
+        request: Request,
         *,
         number: int,
         arrived: float,
@@ -34,7 +35,7 @@ class Ticket:
         self.started_at: float | None = None
         self._done = done
         self._begun = begun
-        self._pictures: dict[int, Picture] = {}
+        self._results: dict[int, Picture | Answer] = {}
         self._ended = False
 
     @property
@@ -45,7 +46,7 @@ class Ticket:
     @property
     def calls(self) -> int:
         """Denoiser calls of all rows; before they are known, the steps asked for."""
-        return sum(row.calls for row in self.rows) or self.request.steps * self.request.samples
+        return sum(row.calls for row in self.rows) or self.request.calls
 
     @property
     def applied(self) -> int:
@@ -58,17 +59,25 @@ class Ticket:
             self.started_at = now
             self._begun()
 
-    def add(self, index: int, picture: Picture) -> bool:
-        """Keeps a finished sample; True when it was the last one missing."""
-        self._pictures[index] = picture
-        return len(self._pictures) == self.request.samples
+    def add(self, index: int, result: Picture | Answer) -> bool:
+        """Keeps a finished row's result; True when it was the last one missing."""
+        self._results[index] = result
+        return len(self._results) == self.request.rows
 
     def succeed(self, *, scheduler: str, now: float) -> None:
-        """Delivers all pictures, in order."""
-        pictures = tuple(self._pictures[index] for index in range(self.request.samples))
+        """Delivers all results, in order."""
+        results = [self._results[index] for index in range(self.request.rows)]
         warnings = tuple(dict.fromkeys(text for row in self.rows for text in row.warnings))
         started = self.arrived if self.started_at is None else self.started_at
-        self._end(Outcome(pictures=pictures, seconds=now - started, scheduler=scheduler, warnings=warnings))
+        self._end(
+            Outcome(
+                pictures=tuple(one for one in results if isinstance(one, Picture)),
+                seconds=now - started,
+                scheduler=scheduler,
+                warnings=warnings,
+                answers=tuple(one for one in results if isinstance(one, Answer)),
+            )
+        )
 
     def fail(self, error: Error) -> None:
         """Delivers why there are none."""

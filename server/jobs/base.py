@@ -44,11 +44,11 @@ class Job:
     #: Name in ``server.api.DIALECTS``; decides how the webhook body looks.
     dialect: str
     state: JobState = JobState.QUEUED
-    #: ``ImageRequest.to_json()``; the seed is decided before the job is stored, so a re-run draws the same.
+    #: ``Request.to_json()``; the seed is decided before the job is stored, so a re-run draws the same.
     request: dict[str, Any]
     #: What the dialect wants back when it renders (track_id, options echoed in meta …); plain JSON.
     echo: dict[str, Any] = field(default_factory=dict)
-    #: Names in the image store, one per sample, fixed at submit.
+    #: Names in the image store, one per sample, fixed at submit; none where nothing is drawn.
     outputs: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     #: Absolute base of the URLs in answers, as seen by the caller at submit; no trailing slash.
@@ -61,7 +61,8 @@ class Job:
     created_at: float
     started_at: float | None = None
     finished_at: float | None = None
-    #: Set when SUCCEEDED: {"seconds": float, "seeds": [int], "nsfw": [bool], "scheduler": str}.
+    #: Set when SUCCEEDED: {"seconds": float, "seeds": [int], "nsfw": [bool], "scheduler": str} of
+    #: pictures, {"seconds": float, "answers": [{…}]} of questions about one; see ``server.results``.
     result: dict[str, Any] | None = None
     error_code: str | None = None
     error_message: str | None = None

@@ -135,7 +135,8 @@ class Routes:
 
     async def _fetch(self, request_id: object, caller: ApiKey, fields: Fields) -> Response:
         job = await self._context.service.get(request_id, caller.id)
-        if job is None:
+        # A job without pictures is none of this API's.
+        if job is None or not job.outputs:
             _refuse_unknown()
         patience = min(max(fields.number("wait") or 0.0, 0.0), _MAX_FETCH_WAIT_S)
         if patience and not job.state.terminal:

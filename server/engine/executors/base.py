@@ -1,4 +1,4 @@
-"""The contract of an executor: where requests become pictures."""
+"""The contract of an executor: where requests become pictures and answers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.request import ImageRequest
+from pipelines.request import Request
+from pipelines.vision import Answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,7 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a request became; as many pictures as samples, in order."""
+    """What a request became; as many pictures or answers as it has rows, in order."""
 
     pictures: tuple[Picture, ...]
     #: Seconds from the first admission of a row to the last decoded image.
@@ -32,6 +33,7 @@ class Outcome:
     scheduler: str
     #: What was done otherwise than asked, one sentence each.
     warnings: tuple[str, ...] = ()
+    answers: tuple[Answer, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +97,7 @@ class Executor(Protocol):
     async def close(self) -> None:
         """Finishes no further step; every open generation's ``outcome`` raises ``Cancelled``."""
 
-    def submit(self, request: ImageRequest, *, deadline: float | None = None) -> Generation:
+    def submit(self, request: Request, *, deadline: float | None = None) -> Generation:
         """Queues a request. ``deadline`` is a ``time.monotonic()`` value; a row not finished by then fails."""
 
     def stats(self) -> EngineStats:

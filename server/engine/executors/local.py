@@ -16,7 +16,7 @@ from pipelines.errors import Error
 from pipelines.inputs import ReadInput
 from pipelines.model import ModelSpec, Offload
 from pipelines.registry import FAMILIES
-from pipelines.request import ImageRequest
+from pipelines.request import Request
 from pipelines.safety import CheckerFiles
 from pipelines.shared import SharedComponents
 from server.engine.checker import ResidentChecker
@@ -114,7 +114,7 @@ class LocalExecutor:
         """See ``Executor.close``."""
         await asyncio.to_thread(self._worker.close)
 
-    def submit(self, request: ImageRequest, *, deadline: float | None = None) -> LocalGeneration:
+    def submit(self, request: Request, *, deadline: float | None = None) -> LocalGeneration:
         """See ``Executor.submit``."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Outcome] = loop.create_future()

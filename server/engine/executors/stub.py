@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import Cancelled, DeadlineExceeded
-from pipelines.request import ImageRequest
+from pipelines.request import ImageRequest, Request
+from pipelines.vision import Answer, VisionRequest
 from server.engine.executors.base import EngineStats, Generation, Outcome, Picture, Progress
 
 _SEED_SPACE = 2**63
@@ -29,7 +30,7 @@ def paint(prompt: str, seed: int, width: int, height: int) -> NDArray[np.uint8]:
 
 
 class _StubGeneration:
-    def __init__(self, executor: StubExecutor, request: ImageRequest, *, deadline: float | None) -> None:
+    def __init__(self, executor: StubExecutor, request: Request, *, deadline: float | None) -> None:
         self.request = request
         self.deadline = deadline
         self.arrived = time.monotonic()
@@ -85,7 +86,9 @@ class StubExecutor:
     ) -> None:
         #: Prompts whose pictures are flagged where they are checked.
         self.flags = flags
+        #: Those for pictures, and those about pictures.
         self.requests: list[ImageRequest] = []
+        self.questions: list[VisionRequest] = []
         self._delay_s = delay_s
         self._warnings = tuple(warnings)
         self._per_row_s = per_row_s
@@ -106,9 +109,13 @@ class StubExecutor:
         for generation in self._open:
             generation.cancel()
 
-    def submit(self, request: ImageRequest, *, deadline: float | None = None) -> Generation:
+    def submit(self, request: Request, *, deadline: float | None = None) -> Generation:
         generation = _StubGeneration(self, request, deadline=deadline)
-        self.requests.append(request)
+        if isinstance(request, ImageRequest):
+            self.requests.append(request)
+        else:
+            assert isinstance(request, VisionRequest)
+            self.questions.append(request)
         self._arrived.set()
         self._open = [one for one in self._open if not one.ended]
         self._open.append(generation)
@@ -121,7 +128,7 @@ class StubExecutor:
         return EngineStats(
             waiting_requests=len(waiting),
             oldest_wait_s=max((now - one.arrived for one in waiting), default=0.0),
-            running_rows=sum(one.request.samples for one in running),
+            running_rows=sum(one.request.rows for one in running),
             forwards_total=self._steps,
             row_steps_total=self._steps,
             rows_per_forward={1: self._steps} if self._steps else {},
@@ -132,7 +139,7 @@ class StubExecutor:
 
     async def received(self, count: int) -> None:
         """Waits until so many requests were handed over."""
-        while len(self.requests) < count:
+        while len(self.requests) + len(self.questions) < count:
             self._arrived.clear()
             await self._arrived.wait()
 
@@ -155,8 +162,14 @@ class StubExecutor:
         await asyncio.sleep(self._delay_s)
         if self._failures:
             raise self._failures.popleft()
-        request = generation.request
-        self._steps += request.steps * request.samples
+        self._steps += generation.request.calls
+        return self._outcome(generation.request, time.monotonic() - generation.began)
+
+    def _outcome(self, request: Request, seconds: float) -> Outcome:
+        if isinstance(request, VisionRequest):
+            answer = Answer(text=f"{request.task}: {request.prompt}")
+            return Outcome(pictures=(), seconds=seconds, scheduler="", warnings=self._warnings, answers=(answer,))
+        assert isinstance(request, ImageRequest)
         flagged = request.safety is not None and request.prompt in self.flags
         seeds = [(request.seed + i) % _SEED_SPACE for i in range(request.samples)]
         return Outcome(
@@ -164,7 +177,7 @@ class StubExecutor:
                 Picture(pixels=paint(request.prompt, seed, request.width, request.height), seed=seed, nsfw=flagged)
                 for seed in seeds
             ),
-            seconds=time.monotonic() - generation.began,
+            seconds=seconds,
             scheduler=request.scheduler or "EulerDiscreteScheduler",
             warnings=self._warnings,
         )
@@ -179,7 +192,7 @@ class StubExecutor:
             raise DeadlineExceeded("The request's deadline passed before it was drawn.") from None
 
     def measure(self, generation: _StubGeneration) -> Progress:
-        steps = generation.request.steps * generation.request.samples
+        steps = generation.request.calls
         waiting = [one for one in self._open if not one.ended and one.began is None]
         position = waiting.index(generation) if generation in waiting else 0
         return Progress(

@@ -16,9 +16,10 @@ from pipelines.errors import (
     NonFinite,
     OutOfMemory,
 )
-from pipelines.request import ImageRequest
+from pipelines.request import ImageRequest, Request
 from pipelines.safety import Check, Checked, refuse_unchecked
 from pipelines.stub import StubPipeline
+from pipelines.vision import Answer, VisionRequest, VisionTask
 from server.engine.engine import Engine
 from server.engine.executors.base import Outcome
 from server.engine.models import RETRY_S, Budget, ResidentModels
@@ -70,12 +71,18 @@ class Bench:
         self.now += 1.0 + 0.01 * len(rows)
 
     def submit(self, *, deadline: float | None = None, **changes: object) -> Ticket:
+        values: dict[str, object] = dict(
+            model="a", prompt="a cat", width=64, height=64, steps=4, guidance=7.5, seed=self.submitted
+        )
+        return self.hand_over(ImageRequest(**{**values, **changes}), deadline)  # type: ignore[arg-type]
+
+    def ask(self, prompt: str = "", *, beams: int = 3) -> Ticket:
+        task = VisionTask.CAPTION
+        return self.hand_over(VisionRequest(model="v", task=task, prompt=prompt, image="digest", beams=beams))
+
+    def hand_over(self, request: Request, deadline: float | None = None) -> Ticket:
         number = self.submitted
         self.submitted += 1
-        values: dict[str, object] = dict(
-            model="a", prompt="a cat", width=64, height=64, steps=4, guidance=7.5, seed=number
-        )
-        request = ImageRequest(**{**values, **changes})  # type: ignore[arg-type]
 
         def done(result: Outcome | Error) -> None:
             assert number not in self.results, "a request must end once"
@@ -224,7 +231,7 @@ def test_a_fault_in_a_step_fails_its_rows_only_and_says_nothing_of_itself() -> N
     bench.run(turns=2)
 
     def fault(rows: Sequence[Row]) -> None:
-        if rows[0].request.width == 128:
+        if rows[0].lane.shape == (64, 128):
             raise ValueError("secret path")
 
     bench.pipelines["a"].before_step = fault
@@ -432,8 +439,8 @@ def test_a_fault_while_preparing_fails_the_one_to_blame_only() -> None:
     pipeline = bench.pipelines["a"]
     prepare = pipeline.prepare
 
-    def fragile(requests: Sequence[ImageRequest]) -> list[list[Row] | Error]:
-        if any(request.prompt == "poison" for request in requests):
+    def fragile(requests: Sequence[Request]) -> list[list[Row] | Error]:
+        if any(isinstance(one, ImageRequest) and one.prompt == "poison" for one in requests):
             raise ValueError("cannot be encoded")
         return prepare(requests)
 
@@ -600,3 +607,42 @@ def test_an_idle_engine_remembers_what_a_row_costs() -> None:
     bench.submit()
     bench.run()
     assert bench.engine.stats.per_row_s == pytest.approx(1.01)
+
+
+def test_a_question_is_answered_in_one_call_and_draws_nothing() -> None:
+    bench = Bench()
+    bench.ask("a dog")
+    bench.ask("a cat")
+    assert bench.run() == 1
+    assert [bench.outcome(number).answers for number in (0, 1)] == [
+        (Answer(text="caption: a dog"),),
+        (Answer(text="caption: a cat"),),
+    ]
+    assert bench.outcome(0).pictures == ()
+
+
+def test_answers_that_grow_with_other_numbers_of_beams_share_no_call() -> None:
+    bench = Bench()
+    bench.ask(beams=3)
+    bench.ask(beams=1)
+    assert bench.run() == 2
+
+
+def test_a_row_of_captions_delays_a_step_by_one_call_at_most() -> None:
+    bench = Bench(max_rows=4, slots=8)
+    for _ in range(40):
+        bench.ask()
+    bench.submit(steps=8)
+    order: list[str] = []
+
+    def note(rows: Sequence[Row]) -> None:
+        bench.tick(rows)
+        order.append(rows[0].lane.model)
+
+    for model in ("a", "v"):
+        bench.engine.models.get(model, set())
+        bench.pipelines[model].before_step = note
+    bench.run()
+    assert order.count("a") == 8 and order.count("v") == 10
+    first, last = order.index("a"), len(order) - order[::-1].index("a")
+    assert "vv" not in "".join(order[first:last])

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from pipelines.draft import Completed
+from pipelines.draft import Completed, Decided
 from pipelines.errors import NonFinite
 from pipelines.model import ModelSpec
 from pipelines.request import ImageRequest
+from pipelines.vision import VisionRequest, VisionTask
 from server.backlog import Backlog
 from server.catalog import Catalog
 from server.engine.executors.stub import StubExecutor
@@ -141,6 +142,24 @@ async def test_a_job_is_drawn_stored_and_finished(world: World) -> None:
     assert job.warnings == ("said at submit.", "said by the engine.")
     assert job.echo == {"track_id": 5}
     assert all(file is not None and file.path.read_bytes()[1:4] == b"PNG" for file in files)
+
+
+async def test_a_question_is_answered_and_leaves_no_files(world: World) -> None:
+    request = VisionRequest(model="sd15", task=VisionTask.PHRASE_GROUNDING, prompt="a red bridge", image="0" * 64)
+    async with world.running() as service:
+        job = await service.submit(
+            Decided(request=request, warnings=("said at submit.",)),
+            owner="me",
+            dialect="test",
+            echo={},
+            base_url="http://here",
+        )
+        assert service.eta(job) >= 1
+        job = await service.wait(job.id, PATIENT)
+    assert world.executor.questions == [request]
+    assert (job.state, job.outputs, job.warnings) == (JobState.SUCCEEDED, (), ("said at submit.",))
+    assert job.result is not None
+    assert job.result["answers"] == [{"text": "phrase_grounding: a red bridge"}]
 
 
 async def test_a_job_is_stored_before_its_id_is_known(world: World) -> None:
