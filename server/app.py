@@ -103,6 +103,7 @@ def load_catalog(settings: Settings) -> Catalog:
         families=FAMILIES,
         default_model=settings.default_model,
         realtime_model=settings.realtime_model,
+        edit_model=settings.edit_model,
     )
 
 

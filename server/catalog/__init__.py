@@ -12,6 +12,7 @@ from typing import Self
 
 from pipelines.errors import InvalidRequest, UnknownModel
 from pipelines.model import ModelSpec
+from pipelines.request import Task
 from pipelines.safety import CheckerFiles
 from server.catalog.files import ModelFile, Source
 from server.catalog.offer import Offer, Places, read_offer
@@ -49,11 +50,13 @@ class Catalog:
         *,
         default: str | None = None,
         realtime: str | None = None,
+        editor: str | None = None,
         configured: Mapping[str, ModelFile] | None = None,
         checker: CheckerFiles | None = None,
     ) -> None:
         self._default = default
         self._realtime = realtime
+        self._editor = editor
         self._files: _Files | None = None
         self._take(Offer(models=tuple(models), configured=dict(configured or {}), checker=checker))
 
@@ -66,6 +69,7 @@ class Catalog:
         families: Collection[str],
         default_model: str | None = None,
         realtime_model: str | None = None,
+        edit_model: str | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> Self:
         """Reads ``configs/models``, ``data/models`` and ``configs/demo``, and follows what changes there.
@@ -75,10 +79,11 @@ class Catalog:
         default; such files of ``data/models`` are logged and left out.
         """
         files = _Files(Places(configs=configs, data=data), families, clock)
-        catalog = cls((), default=default_model, realtime=realtime_model)
+        catalog = cls((), default=default_model, realtime=realtime_model, editor=edit_model)
         catalog._take(files.read({}))
         catalog._files = files
-        for key, name in (("default_model", default_model), ("realtime_model", realtime_model)):
+        named = {"default_model": default_model, "realtime_model": realtime_model, "edit_model": edit_model}
+        for key, name in named.items():
             if name is not None and name.strip().lower() not in catalog._by_name:
                 raise ConfigError(f"{key} = {name!r} is no model{nearest(name, catalog._by_name)}")
         return catalog
@@ -109,6 +114,18 @@ class Catalog:
         if model is None:
             raise UnknownModel(name)
         return Resolved(model=model)
+
+    def resolve_editor(self) -> Resolved:
+        """The model that repaints for a request that names none: the setting's, else one made for nothing else.
+
+        One with weights goes before a stand-in. Raises ``InvalidRequest`` when there is none.
+        """
+        if self._editor is not None:
+            return self.resolve(self._editor)
+        able = [model for model in self.models() if Task.INPAINT in model.tasks]
+        if not able:
+            raise InvalidRequest("There is no model that can inpaint", field="model")
+        return Resolved(model=min(able, key=lambda model: (model.demo is not None, len(model.tasks), model.id)))
 
     def default(self) -> ModelSpec:
         """The model of ``resolve`` without a name."""

@@ -11,8 +11,9 @@ from fastapi.responses import Response
 from pipelines.errors import Error
 from server.api.dialect import Context, JSONBytes, extra_headers, status_of
 from server.api.modelslab import render
-from server.api.modelslab.routes import NAME, Routes
+from server.api.modelslab.routes import make_router
 from server.api.modelslab.schemas import Options
+from server.api.modelslab.visit import NAME
 from server.errors import QueueFull
 from server.jobs.base import Job
 
@@ -43,7 +44,7 @@ class ModelsLab:
 
     def router(self, context: Context) -> APIRouter:
         """Its routes."""
-        return Routes(context, self._options).router()
+        return make_router(context, self._options)
 
     def render_error(self, error: Error) -> Response:
         """``status: error`` with ``message`` and its misspelt twin."""

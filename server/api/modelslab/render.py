@@ -28,7 +28,13 @@ _FETCH_TIP = "Poll fetch_result with your key until status is success; add ?wait
 
 
 def make_echo(
-    *, track_id: object, instant: bool, note: str | None, pictures: Mapping[str, str], safety_type: str
+    *,
+    track_id: object,
+    instant: bool,
+    note: str | None,
+    pictures: Mapping[str, str],
+    safety_type: str,
+    family: str,
 ) -> dict[str, Any]:
     """What is stored beside the request so that answers can repeat it; never the key, and of pictures only URLs."""
     shown = {name: source if is_url(source) else "base64" for name, source in pictures.items()}
@@ -38,6 +44,7 @@ def make_echo(
         "model_note": note,
         "pictures": shown,
         "safety_type": safety_type,
+        "family": family,
     }
 
 
@@ -72,7 +79,7 @@ def processing(job: Job, eta_s: float) -> dict[str, Any]:
         "messege": _PROCESSING,
         "webhook_status": job.webhook_state.value,
         "id": job.id,
-        "fetch_result": f"{job.base_url}/api/v6/images/fetch/{job.id}",
+        "fetch_result": f"{job.base_url}/api/v6/{job.echo.get('family', 'images')}/fetch/{job.id}",
         "output": [],
         "proxy_links": [],
         "future_links": links,

@@ -23,7 +23,7 @@ _URL_LIMIT = 4_096
 _SIDES = (256, 1024)
 _SIDE_MULTIPLE = 8
 #: Other names of pictures.
-_ALIASES = {"init_image": ("image",)}
+_ALIASES = {"init_image": ("image", "url")}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,9 +32,14 @@ class Clock:
         return self.now
 
 
-def shipped(data: Path, default: str | None = None, realtime: str | None = None) -> Catalog:
+def shipped(data: Path, default: str | None = None, realtime: str | None = None, editor: str | None = None) -> Catalog:
     return Catalog.load(
-        configs=ROOT / "configs", data=data, families=BUILT, default_model=default, realtime_model=realtime
+        configs=ROOT / "configs",
+        data=data,
+        families=BUILT,
+        default_model=default,
+        realtime_model=realtime,
+        edit_model=editor,
     )
 
 
@@ -268,6 +273,17 @@ def test_the_realtime_model_is_the_default_unless_it_is_set(tmp_path: Path) -> N
     assert catalog.resolve(realtime=True).model.id == "sdxl-turbo"
     assert catalog.resolve().model.id == "sdxl"
     assert shipped(tmp_path, "sdxl").resolve(realtime=True).model.id == "sdxl"
+
+
+def test_edits_are_drawn_by_a_model_that_only_inpaints_with_weights_if_there_are_any(tmp_path: Path) -> None:
+    assert Task.INPAINT in shipped(tmp_path).resolve_editor().model.tasks
+    add_weights(tmp_path, "sdxl")
+    assert shipped(tmp_path).resolve_editor().model.id == "sdxl"
+    add_weights(tmp_path, "sdxl-inpaint")
+    assert shipped(tmp_path).resolve_editor().model.id == "sdxl-inpaint"
+    assert shipped(tmp_path, editor="sd15").resolve_editor().model.id == "sd15"
+    with pytest.raises(ConfigError, match="edit_model = 'nothing' is no model"):
+        shipped(tmp_path, editor="nothing")
 
 
 def test_without_default_the_only_model_with_weights_draws(tmp_path: Path) -> None:

@@ -1,0 +1,47 @@
+"""A job as the answer to a call: ``success``, ``processing``, or the error it ended with."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from fastapi.responses import Response
+
+from pipelines.errors import InvalidRequest
+from server.api.dialect import STATUS, JSONBytes
+from server.api.modelslab import render
+from server.api.modelslab.visit import Visit
+from server.errors import NotFound
+from server.jobs.base import Job, JobState
+
+#: A fetch is held no longer than this: clients give up on a call after 20 s.
+_MAX_FETCH_WAIT_S = 10.0
+
+
+async def fetch(visit: Visit) -> Response:
+    """The result of an earlier call, by ``request_id`` in the path or the body; ``wait`` holds it for some seconds."""
+    request_id: object = visit.path.get("request_id") or visit.fields.raw("request_id", "id")
+    if request_id is None:
+        raise InvalidRequest("request_id is required", field="request_id")
+    job = await visit.context.service.get(request_id, visit.caller.id)
+    if job is None:
+        _refuse_unknown()
+    patience = min(max(visit.fields.number("wait") or 0.0, 0.0), _MAX_FETCH_WAIT_S)
+    if patience and not job.state.terminal:
+        job = await visit.context.service.wait(job.id, patience)
+    return answer(visit, job, failed_status=visit.options.failed_status)
+
+
+def answer(visit: Visit, job: Job, *, failed_status: str) -> Response:
+    """The job as it stands; ``failed_status`` is the word for one that did not succeed."""
+    if job.state is JobState.SUCCEEDED:
+        return JSONBytes(render.success(job))
+    if not job.state.terminal:
+        return JSONBytes(render.processing(job, visit.context.service.eta(job)))
+    # Not 200: the SDKs that know no failure stop polling at a status they do not expect.
+    code = "cancelled" if job.state is JobState.CANCELLED else job.error_code or ""
+    status = 200 if visit.options.legacy_http_200 else STATUS.get(code, 500)
+    return JSONBytes(render.failure(job, failed_status), status_code=status)
+
+
+def _refuse_unknown() -> NoReturn:
+    raise NotFound("Request not found")

@@ -1,0 +1,115 @@
+"""The endpoints that draw: each reads a call, submits it, answers the job."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from fastapi.responses import Response
+
+from pipelines.complete import check_task, complete
+from pipelines.draft import Completed
+from pipelines.errors import InvalidRequest
+from pipelines.request import Task
+from server.api.modelslab import render
+from server.api.modelslab.answers import answer
+from server.api.modelslab.pictures import store_pictures
+from server.api.modelslab.schemas import Call, documented_defaults, read_call
+from server.api.modelslab.segments import SEGMENTS
+from server.api.modelslab.visit import NAME, Visit
+from server.catalog import Catalog, Resolved
+from server.errors import RefusedAddress
+from server.jobs.base import Job
+
+
+@dataclass(frozen=True, kw_only=True)
+class Style:
+    """In what a family of endpoints differs."""
+
+    #: The part of ``fetch_result`` that names it.
+    family: str
+    #: Draws for calls that name no model.
+    choose: Callable[[Catalog], Resolved]
+    #: Fields of ``Defaults`` that this family documents otherwise.
+    defaults: dict[str, Any] = field(default_factory=dict)
+
+
+IMAGES = Style(family="images", choose=lambda catalog: catalog.resolve())
+REALTIME = Style(family="realtime", choose=lambda catalog: catalog.resolve(realtime=True))
+EDITING = Style(
+    family="image_editing",
+    choose=lambda catalog: catalog.resolve_editor(),
+    defaults={"steps": 30, "guidance": 5.0, "max_guidance": 5.0},
+)
+
+
+async def draw(visit: Visit, *, task: Task, style: Style) -> Response:
+    """Draws; answers ``success``, or ``processing`` when it takes longer."""
+    until = time.monotonic() + visit.context.sync_wait_s
+    call = read_call(visit.fields, visit.options, task)
+    check_webhook(visit, call.webhook)
+    found = choose_model(visit, call.model, style)
+    # Before anything is fetched for it.
+    check_task(task, found.model)
+    stored = await store_pictures(visit.context.inputs, task, call.pictures)
+    call = replace(call, draft=replace(call.draft, **stored))
+    return await submit(visit, call, found, style, until=until)
+
+
+def choose_model(visit: Visit, name: str | None, style: Style) -> Resolved:
+    """The one named, else the one of the path, else the family's. Raises ``UnknownModel``."""
+    name = name or SEGMENTS.get(visit.path.get("segment", ""))
+    return style.choose(visit.context.catalog) if name is None else visit.context.catalog.resolve(name)
+
+
+async def submit(visit: Visit, call: Call, found: Resolved, style: Style, *, until: float) -> Response:
+    """Makes the call a job and answers it, as far as it got ``until`` then, in ``time.monotonic()`` seconds."""
+    job = await _add(visit, call, found, style)
+    if not call.instant:
+        # Clients wait for an answer, however much of the time went into fetching their pictures.
+        job = await visit.context.service.wait(job.id, max(until - time.monotonic(), 0.0))
+    return answer(visit, job, failed_status="error")
+
+
+def check_webhook(visit: Visit, url: str | None) -> None:
+    """Raises ``InvalidRequest`` for a URL that will not be told."""
+    if url is None:
+        return
+    try:
+        visit.context.guard.check_url(url)
+    except RefusedAddress as error:
+        raise InvalidRequest(f"webhook: {error}", field="webhook") from None
+
+
+async def _add(visit: Visit, call: Call, found: Resolved, style: Style) -> Job:
+    context = visit.context
+    return await context.service.submit(
+        _complete(visit, call, found, style),
+        owner=visit.caller.id,
+        dialect=NAME,
+        echo=render.make_echo(
+            track_id=call.track_id,
+            instant=call.instant,
+            note=found.model.note,
+            pictures=call.pictures,
+            safety_type=context.safety.replacement(call.draft),
+            family=style.family,
+        ),
+        base_url=visit.base_url,
+        webhook=call.webhook,
+    )
+
+
+def _complete(visit: Visit, call: Call, found: Resolved, style: Style) -> Completed:
+    context = visit.context
+    completed = complete(
+        call.draft,
+        found.model,
+        replace(documented_defaults(visit.options), **style.defaults),
+        reproducible=context.reproducible,
+        safety=context.safety_rules(),
+    )
+    unapplied = (f"Not applied: {', '.join(call.unapplied)}.",) if call.unapplied else ()
+    return replace(completed, warnings=(*found.warnings, *completed.warnings, *unapplied))

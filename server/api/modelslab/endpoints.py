@@ -1,0 +1,118 @@
+"""The route table: every path of the API, its aliases, and what answers there. Paths are those behind ``/api``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from pipelines.request import Task
+from server.api.modelslab.answers import fetch
+from server.api.modelslab.drawing import EDITING, IMAGES, REALTIME, Style, draw
+from server.api.modelslab.schemas import json_schema
+from server.api.modelslab.unavailable import refuse
+from server.api.modelslab.visit import Handle
+from server.keys import Scope
+
+#: Before an alias of two words: the dedicated server's families, and what the Dart SDK doubles.
+_SEGMENT = "/v1/enterprise/{segment}"
+_DART = ("/v6/images/text2img", f"{_SEGMENT}/text2img")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """One row."""
+
+    #: In the documentation.
+    name: str
+    summary: str
+    #: The documented path first.
+    paths: tuple[str, ...]
+    handle: Handle
+    methods: tuple[str, ...] = ("POST",)
+    #: What the key must be good for; None: any key will do.
+    scope: Scope | None = Scope.GENERATE
+    #: JSON schema of the body.
+    schema: dict[str, Any] = field(default_factory=dict)
+
+
+def _under(*prefixes: str, name: str) -> tuple[str, ...]:
+    return tuple(f"{prefix}/{name}" for prefix in prefixes)
+
+
+def _drawing(style: Style, task: Task, summary: str, *paths: str) -> Endpoint:
+    return Endpoint(
+        name=f"{style.family}: {task}",
+        summary=summary,
+        paths=paths,
+        handle=partial(draw, task=task, style=style),
+        schema=json_schema(task),
+    )
+
+
+_PROMPT = "Draws images from a prompt; answers success, or processing when it takes longer."
+_IMAGE = "Draws images from a prompt and an image; answers as text2img."
+_MASK = "Repaints an image where a mask is white; answers as text2img."
+_COMMUNITY = ("/v6/images", "/v4/dreambooth", "/v3/dreambooth", "/v1/enterprise", _SEGMENT, *_DART)
+_REALTIME = ("/v6/realtime", "/v3", "/v1/enterprise/realtime")
+_EDITING = ("/v6/image_editing", "/v1/image_editing", "/v1/enterprise/image_editing")
+
+
+def _draws() -> Iterator[Endpoint]:
+    # The families without a model come first: a path with a placeholder would match theirs, too.
+    for task, summary in ((Task.TEXT2IMG, _PROMPT), (Task.IMG2IMG, _IMAGE), (Task.INPAINT, _MASK)):
+        yield _drawing(REALTIME, task, summary, *_under(*_REALTIME, name=task))
+    edits = (*_under(*_EDITING, name="inpaint"), *_under(*_EDITING, name="inpainting"))
+    yield _drawing(EDITING, Task.INPAINT, _MASK, *edits)
+    removals = (*_under(*_EDITING, name="object_removal"), *_under(*_EDITING, name="object_remover"))
+    yield Endpoint(
+        name="image_editing: object_removal",
+        summary="Repaints what a mask covers with what is around it; answers as text2img.",
+        paths=removals,
+        handle=partial(draw, task=Task.INPAINT, style=EDITING),
+        schema=json_schema(Task.INPAINT),
+    )
+    more = {
+        Task.TEXT2IMG: ("/v4/dreambooth", "/v3/dreambooth", "/v7/images/text-to-image"),
+        Task.IMG2IMG: ("/v7/images/image-to-image",),
+        Task.INPAINT: ("/v7/images/inpaint",),
+    }
+    for task, summary in ((Task.TEXT2IMG, _PROMPT), (Task.IMG2IMG, _IMAGE), (Task.INPAINT, _MASK)):
+        yield _drawing(IMAGES, task, summary, *_under(*_COMMUNITY, name=task), *more[task])
+
+
+def _fetches() -> Iterator[Endpoint]:
+    places = ("/v6/images", "/v6/realtime", "/v6/image_editing", "/v7/images", "/v3", "/v1/image_editing")
+    paths = _under(*dict.fromkeys((*places, *_COMMUNITY)), name="fetch")
+    yield Endpoint(
+        name="fetch",
+        summary="The result of an earlier call, by request_id in the body; wait holds the answer for up to 10 s.",
+        paths=paths,
+        handle=fetch,
+        schema={"type": "object", "required": ["request_id"], "properties": {"request_id": {"type": "string"}}},
+    )
+    yield Endpoint(
+        name="fetch by path",
+        summary="The result of an earlier call, by id in the path.",
+        paths=tuple(f"{path}/{{request_id}}" for path in paths),
+        handle=fetch,
+        methods=("POST", "GET"),
+    )
+
+
+def _refusals() -> Iterator[Endpoint]:
+    edits = {
+        "removebg_mask": ("removebg_mask", "removebg"),
+        "mask_creator": ("mask_creator", "create_mask"),
+        "qwen_edit": ("qwen_edit",),
+    }
+    for name, words in edits.items():
+        paths = tuple(path for word in words for path in _under(*_EDITING, name=word))
+        yield Endpoint(name=name, summary="Not available.", paths=paths, handle=partial(refuse, name=name))
+    paths = ("/v6/images/controlnet", "/v5/controlnet", *_under(*_COMMUNITY[1:], name="controlnet"))
+    yield Endpoint(name="controlnet", summary="Not available.", paths=paths, handle=partial(refuse, name="controlnet"))
+
+
+#: In the order in which paths are matched.
+ENDPOINTS: tuple[Endpoint, ...] = (*_draws(), *_fetches(), *_refusals())
