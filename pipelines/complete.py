@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from pipelines.draft import Completed, Defaults, ImageDraft, SafetyRules
 from pipelines.errors import InvalidRequest
+from pipelines.finishing import choose_highres
 from pipelines.model import Limits, ModelSpec
 from pipelines.request import ImageRequest, Sigmas, Task
 from pipelines.sizes import fit, scale_into
@@ -73,6 +74,7 @@ def complete(
         clip_skip=_choose_clip_skip(draft, model, fallback, warnings),
         loras=_clamp_loras(draft, warnings),
         safety=_choose_safety(draft, safety, warnings),
+        highres=choose_highres(draft, model, (width, height), warnings),
         reproducible=reproducible if draft.reproducible is None else draft.reproducible,
         priority=draft.priority,
     )

@@ -40,6 +40,8 @@ class ImageDraft:
     #: Whether the safety checker looks at the pictures, and what replaces one that it flags, in any spelling.
     safety: bool | None = None
     safety_type: str | None = None
+    #: Two passes, the first at the model's own size.
+    highres: bool | None = None
     reproducible: bool | None = None
     priority: int = 0
 

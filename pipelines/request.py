@@ -95,6 +95,8 @@ class ImageRequest:
     loras: tuple[tuple[str, float], ...] = ()
     #: What replaces a picture that the safety checker flags (``pipelines.safety``); None: it is not checked.
     safety: str | None = None
+    #: Size of a first pass that a second one at the asked size starts from (``highres_fix``); None: there is one pass.
+    highres: tuple[int, int] | None = None
     #: Bit-equal whatever the neighbours: drawn in forwards of its own.
     reproducible: bool = False
     #: Larger goes first.
@@ -120,7 +122,8 @@ class ImageRequest:
     @property
     def calls(self) -> int:
         """See ``Request.calls``."""
-        return self.steps * self.samples
+        each = self.steps if self.task is Task.TEXT2IMG else max(int(self.steps * self.strength), 1)
+        return each * self.samples
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -135,4 +138,5 @@ class ImageRequest:
     def from_json(cls, values: dict[str, Any]) -> ImageRequest:
         """The inverse of ``to_json``."""
         loras = tuple((name, strength) for name, strength in values.get("loras", ()))
-        return cls(**{**values, "sigmas": Sigmas(values["sigmas"]), "loras": loras})
+        highres = None if values.get("highres") is None else tuple(values["highres"])
+        return cls(**{**values, "sigmas": Sigmas(values["sigmas"]), "loras": loras, "highres": highres})

@@ -26,6 +26,8 @@ class StubPipeline(Pipeline):
         self.before_step = before_step
         self.poison: set[int] = set()
         self.refuse: dict[str, Error] = {}
+        #: Requests, in the order in which they were prepared.
+        self.prepared: list[Request] = []
         #: Seeds of the rows of every forward; 0 for a row without one.
         self.forwards: list[tuple[int, ...]] = []
         self.inside: set[Row] = set()
@@ -34,6 +36,7 @@ class StubPipeline(Pipeline):
 
     def prepare(self, requests: Sequence[Request]) -> list[list[Row] | Error]:
         """See ``Pipeline.prepare``."""
+        self.prepared += requests
         prepared: list[list[Row] | Error] = []
         for request in requests:
             if isinstance(request, ImageRequest):
@@ -54,10 +57,9 @@ class StubPipeline(Pipeline):
                 alone=self._alone if request.reproducible else 0,
             )
             entries = 2 if request.guidance > 1 else 1
+            calls = request.calls // request.samples
             rows.append(
-                ImageRow(
-                    request=request, index=index, lane=lane, calls=request.steps, entries=entries, scheduler="Stub"
-                )
+                ImageRow(request=request, index=index, lane=lane, calls=calls, entries=entries, scheduler="Stub")
             )
         return rows
 

@@ -13,16 +13,17 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import replace
+from weakref import WeakValueDictionary
 
 from pipelines.base import Finished, LaneKey, Pipeline, Pixels, Row
 from pipelines.errors import Cancelled, DeadlineExceeded, Error, NonFinite, OutOfMemory
 from pipelines.safety import Check, Checked, refuse_unchecked
 from pipelines.vision import Answer
-from server.engine.executors.base import EngineStats, Picture
+from server.engine.executors.base import EngineStats
 from server.engine.lanes import AGING_S, Choice, Lanes
 from server.engine.models import Beside, Budget, ResidentModels, Weigh
 from server.engine.outlook import Outlook
-from server.engine.tickets import Ticket
+from server.engine.tickets import Pass, Ticket
 
 logger = logging.getLogger(__name__)
 
@@ -60,11 +61,13 @@ class Engine:
         #: Set when there may be something to do.
         self.wake = threading.Event()
         #: Not yet conditioned, most urgent first.
-        self._waiting: list[Ticket] = []
+        self._waiting: list[Pass] = []
         #: Conditioned rows without a slot, in order.
-        self._ready: list[tuple[Ticket, Row]] = []
+        self._ready: list[tuple[Pass, Row]] = []
         #: Rows in lanes by number.
-        self._running: dict[int, tuple[Ticket, Row]] = {}
+        self._running: dict[int, tuple[Pass, Row]] = {}
+        #: Pictures that passes start from, by name, for as long as their passes need them.
+        self.carried: WeakValueDictionary[str, Pixels] = WeakValueDictionary()
         self._numbers: dict[Row, int] = {}
         self._next_number = 0
         self._in_group: Counter[LaneKey] = Counter()
@@ -113,12 +116,17 @@ class Engine:
         self._publish()
 
     def _open(self) -> list[Ticket]:
-        rows = [ticket for ticket, _ in self._ready] + [ticket for ticket, _ in self._running.values()]
-        return list(dict.fromkeys([*self._waiting, *rows]))
+        begun = [one for one, _ in (*self._ready, *self._running.values())]
+        return list(dict.fromkeys(one.ticket for one in (*self._waiting, *begun)))
 
     def _receive(self) -> None:
         while self._inbox:
-            bisect.insort(self._waiting, self._inbox.popleft(), key=_urgency)
+            self._wait(self._inbox.popleft().first_pass())
+
+    def _wait(self, one: Pass) -> None:
+        if one.picture is not None:
+            self.carried[one.name] = one.picture
+        bisect.insort(self._waiting, one, key=_urgency)
 
     def _drop_ended(self) -> None:
         """Cancels and deadlines act here: at a step boundary."""
@@ -139,12 +147,12 @@ class Engine:
             if not self.models.fits(model, busy):
                 # Nobody younger goes first, or the models in use would never become idle.
                 return
-            same = [ticket for ticket in candidates if ticket.request.model == model][:PREPARE_REQUESTS]
-            self._waiting = [ticket for ticket in self._waiting if ticket not in same]
+            same = [one for one in candidates if one.request.model == model][:PREPARE_REQUESTS]
+            self._waiting = [one for one in self._waiting if one not in same]
             try:
                 pipeline = self.models.get(model, busy)
             except Exception as error:
-                self._fail_all(same, error, "model %s cannot be loaded", model)
+                self._fail_all(_tickets(same), error, "model %s cannot be loaded", model)
                 continue
             self._prepare(pipeline, same)
             self._enter_ready()
@@ -153,65 +161,66 @@ class Engine:
         """Models that draw at the moment."""
         return {row.lane.model for _, row in self._running.values()}
 
-    def _candidates(self) -> list[Ticket]:
+    def _candidates(self) -> list[Pass]:
         """Who is worth conditioning: rows that wait for a slot hold back requests of their size, if not more urgent."""
         first: dict[Hashable, tuple[float, int]] = {}
-        for ticket, _ in self._ready:
-            shape = _shape(ticket)
-            first[shape] = min(first.get(shape, _urgency(ticket)), _urgency(ticket))
+        for one, _ in self._ready:
+            shape = _shape(one)
+            first[shape] = min(first.get(shape, _urgency(one)), _urgency(one))
         return [one for one in self._waiting if _shape(one) not in first or _urgency(one) < first[_shape(one)]]
 
-    def _prepare(self, pipeline: Pipeline, tickets: Sequence[Ticket]) -> None:
+    def _prepare(self, pipeline: Pipeline, passes: Sequence[Pass]) -> None:
         self._last_step_end = None
         try:
-            prepared = pipeline.prepare([ticket.request for ticket in tickets])
+            prepared = pipeline.prepare([one.request for one in passes])
         except Exception as error:
-            if len(tickets) > 1:
+            if len(passes) > 1:
                 # One of them is to blame, or all were too many: the others must not fail with it.
-                half = len(tickets) // 2
-                self._prepare(pipeline, tickets[:half])
-                self._prepare(pipeline, tickets[half:])
+                half = len(passes) // 2
+                self._prepare(pipeline, passes[:half])
+                self._prepare(pipeline, passes[half:])
             else:
-                self._fail_all(tickets, error, "a request of model %s cannot be prepared", tickets[0].request.model)
+                model = passes[0].request.model
+                self._fail_all(_tickets(passes), error, "a request of model %s cannot be prepared", model)
             return
-        for ticket, rows in zip(tickets, prepared, strict=True):
+        for one, rows in zip(passes, prepared, strict=True):
             if isinstance(rows, Error):
-                ticket.fail(rows)
-                continue
-            ticket.rows = tuple(rows)
-            self._ready += [(ticket, row) for row in rows]
+                self._fail(one.ticket, rows)
+            elif not one.ticket.ended:
+                one.ticket.take(one, rows)
+                self._ready += [(one, row) for row in rows]
         self._ready.sort(key=lambda pair: _urgency(pair[0]))
 
     def _enter_ready(self) -> None:
-        held: list[tuple[Ticket, Row]] = []
-        for ticket, row in self._ready:
-            if ticket.ended:
+        held: list[tuple[Pass, Row]] = []
+        for one, row in self._ready:
+            if one.ticket.ended:
                 continue
             if self._in_group[row.lane.group] >= self._slots:
-                held.append((ticket, row))
+                held.append((one, row))
                 continue
             try:
                 self.models.loaded(row.lane.model).enter(row)
             except Exception as error:
-                self._fail_all([ticket], error, "a row of lane %s cannot enter", row.lane)
+                self._fail_all([one.ticket], error, "a row of lane %s cannot enter", row.lane)
                 continue
-            self._join(ticket, row)
+            self._join(one, row)
         self._ready = held
 
-    def _join(self, ticket: Ticket, row: Row) -> None:
+    def _join(self, one: Pass, row: Row) -> None:
         self._last_step_end = None
-        ticket.begin(self._clock())
+        one.ticket.begin(self._clock())
         number = self._next_number
         self._next_number += 1
-        self._running[number] = (ticket, row)
+        self._running[number] = (one, row)
         self._numbers[row] = number
         self._in_group[row.lane.group] += 1
         self._lanes.join(
             number,
             group=row.lane.group,
             lane=row.lane,
-            priority=ticket.request.priority,
-            arrived=ticket.arrived,
+            priority=one.request.priority,
+            arrived=one.ticket.arrived,
             entries=row.entries,
             remaining=row.remaining,
         )
@@ -230,10 +239,10 @@ class Engine:
             half = self._lanes.halve(choice)
             logger.warning("%d rows of lane %s do not fit the memory; trying %d", len(rows), choice.lane, half)
             if half == 0:
-                self._fail(self._running[choice.rows[0]][0], error)
+                self._fail(self._running[choice.rows[0]][0].ticket, error)
             return
         except Exception as error:
-            tickets = dict.fromkeys(self._running[number][0] for number in choice.rows)
+            tickets = _tickets(self._running[number][0] for number in choice.rows)
             self._fail_all(tickets, error, "a step of %d rows of lane %s failed", len(rows), choice.lane)
             return
         now = self._clock()
@@ -246,36 +255,43 @@ class Engine:
         for row in failed:
             self._non_finite += 1
             if row in self._numbers:
-                ticket = self._running[self._numbers[row]][0]
+                ticket = self._running[self._numbers[row]][0].ticket
                 self._fail(ticket, NonFinite("the picture became not finite (NaN) while it was drawn"))
 
     def _retire(self) -> None:
-        done: dict[LaneKey, list[tuple[Ticket, Row]]] = {}
-        for ticket, row in self._running.values():
+        done: dict[LaneKey, list[tuple[Pass, Row]]] = {}
+        for one, row in self._running.values():
             if row.remaining == 0:
-                done.setdefault(row.lane, []).append((ticket, row))
+                done.setdefault(row.lane, []).append((one, row))
         for lane, pairs in done.items():
             self._finish(self.models.loaded(lane.model), pairs)
         if done:
             # Decoding is no part of a step.
             self._last_step_end = None
 
-    def _finish(self, pipeline: Pipeline, pairs: Sequence[tuple[Ticket, Row]]) -> None:
+    def _finish(self, pipeline: Pipeline, pairs: Sequence[tuple[Pass, Row]]) -> None:
         try:
             results = pipeline.finish([row for _, row in pairs])
         except Exception as error:
-            self._fail_all([ticket for ticket, _ in pairs], error, "%d rows cannot be decoded", len(pairs))
+            self._fail_all(_tickets(one for one, _ in pairs), error, "%d rows cannot be decoded", len(pairs))
             return
-        for (ticket, row), result in zip(pairs, self._checked([row for _, row in pairs], results), strict=True):
+        for (one, row), result in zip(pairs, self._checked([row for _, row in pairs], results), strict=True):
             if isinstance(result, Error):
                 self._non_finite += isinstance(result, NonFinite)
-                self._fail(ticket, result)
-                continue
-            self._remove(row)
-            if ticket.add(row.index, result):
-                ticket.succeed(scheduler=row.scheduler, now=self._clock())
+                self._fail(one.ticket, result)
+            elif not one.ticket.ended:
+                self._remove(row)
+                self._go_on(one, row, result)
 
-    def _checked(self, rows: Sequence[Row], results: Sequence[Finished | Error]) -> list[Picture | Answer | Error]:
+    def _go_on(self, done: Pass, row: Row, result: Checked | Answer) -> None:
+        """A row is done: its picture is what the next pass starts from, or a result."""
+        following = done.ticket.go_on(done, row, result)
+        if following is not None:
+            self._wait(following)
+        elif done.ticket.complete:
+            done.ticket.succeed(self._clock())
+
+    def _checked(self, rows: Sequence[Row], results: Sequence[Finished | Error]) -> list[Checked | Answer | Error]:
         """Shows the checker what is to be checked; what it cannot look at fails."""
         checked: dict[Row, Checked | Answer | Error] = {}
         asked: dict[Row, tuple[Pixels, str]] = {}
@@ -295,7 +311,7 @@ class Engine:
                 checked.update(dict.fromkeys(asked, told))
             # The checker may have come onto the device just now.
             self.models.make_room(self._busy())
-        return [_delivered(row, checked[row]) for row in rows]
+        return [checked[row] for row in rows]
 
     # Endings.
 
@@ -314,9 +330,8 @@ class Engine:
         """Ends one request; its neighbours do not notice."""
         for row in ticket.rows:
             self._remove(row)
-        if not ticket.rows and ticket in self._waiting:
-            self._waiting.remove(ticket)
-        self._ready = [pair for pair in self._ready if pair[0] is not ticket]
+        self._waiting = [one for one in self._waiting if one.ticket is not ticket]
+        self._ready = [pair for pair in self._ready if pair[0].ticket is not ticket]
         ticket.fail(error)
 
     def _fail_all(self, tickets: Iterable[Ticket], error: Exception, message: str, *values: object) -> None:
@@ -328,7 +343,8 @@ class Engine:
 
     def _publish(self) -> None:
         now = self._clock()
-        waiting = [*self._waiting, *dict.fromkeys(ticket for ticket, row in self._ready if ticket.started_at is None)]
+        passes = _tickets([*self._waiting, *(one for one, _ in self._ready)])
+        waiting = [ticket for ticket in passes if ticket.started_at is None]
         self.outlook = Outlook.of(self._lanes, [row for _, row in self._running.values()], waiting, before=self.outlook)
         self.stats = replace(
             self.stats,
@@ -354,16 +370,14 @@ def _told(error: Exception, message: str, *values: object) -> Error:
     return Error(INTERNAL)
 
 
-def _delivered(row: Row, result: Checked | Answer | Error) -> Picture | Answer | Error:
-    if isinstance(result, Checked):
-        return Picture(pixels=result.pixels, seed=row.seed, nsfw=result.flagged)
-    return result
+def _tickets(passes: Iterable[Pass]) -> list[Ticket]:
+    return list(dict.fromkeys(one.ticket for one in passes))
 
 
-def _shape(ticket: Ticket) -> Hashable:
+def _shape(one: Pass) -> Hashable:
     """Requests that differ in it go into different groups of lanes."""
-    return ticket.request.model, ticket.request.shape
+    return one.request.model, one.request.shape
 
 
-def _urgency(ticket: Ticket) -> tuple[float, int]:
-    return ticket.arrived - AGING_S * ticket.request.priority, ticket.number
+def _urgency(one: Pass) -> tuple[float, int]:
+    return one.ticket.arrived - AGING_S * one.request.priority, one.ticket.number

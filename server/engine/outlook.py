@@ -63,5 +63,6 @@ class Outlook:
         elif ticket.started_at is None:
             eta = self.running_s + (calls_ahead + calls) * self.per_row_s
         else:
-            eta = max((row.remaining * self.step_s.get(row.lane.group, UNKNOWN_S) for row in ticket.rows), default=0.0)
+            steps = (row.remaining * self.step_s.get(row.lane.group, UNKNOWN_S) for row in ticket.rows)
+            eta = max(steps, default=0.0) + ticket.calls_to_come * self.per_row_s
         return Progress(step=applied, steps=calls, position=position, eta_s=eta)

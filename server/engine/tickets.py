@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
-from pipelines.base import Row
+from pipelines.base import Pixels, Row
 from pipelines.errors import Error
-from pipelines.request import Request
+from pipelines.passes import passes
+from pipelines.request import ImageRequest, Request
+from pipelines.safety import Checked
 from pipelines.vision import Answer
 from server.engine.executors.base import Outcome, Picture
 
@@ -31,8 +34,12 @@ class Ticket:
         self.arrived = arrived
         self.deadline = deadline
         self.cancelled = False
+        #: Of all passes that have begun.
         self.rows: tuple[Row, ...] = ()
         self.started_at: float | None = None
+        self._passes = passes(request)
+        #: Denoiser calls of the rows that are not there yet.
+        self.calls_to_come = sum(one.calls for one in self._passes)
         self._done = done
         self._begun = begun
         self._results: dict[int, Picture | Answer] = {}
@@ -45,13 +52,22 @@ class Ticket:
 
     @property
     def calls(self) -> int:
-        """Denoiser calls of all rows; before they are known, the steps asked for."""
-        return sum(row.calls for row in self.rows) or self.request.calls
+        """Denoiser calls of all rows in all passes; of those not there yet, as expected."""
+        return sum(row.calls for row in self.rows) + self.calls_to_come
 
     @property
     def applied(self) -> int:
         """Denoiser calls already applied."""
         return sum(row.step for row in self.rows)
+
+    def first_pass(self) -> Pass:
+        """Where its way begins."""
+        return Pass(ticket=self, request=self._passes[0])
+
+    def take(self, one: Pass, rows: Sequence[Row]) -> None:
+        """A pass of it has become rows."""
+        self.rows += tuple(rows)
+        self.calls_to_come -= one.request.calls
 
     def begin(self, now: float) -> None:
         """A row of it is admitted; counts the first time."""
@@ -59,12 +75,36 @@ class Ticket:
             self.started_at = now
             self._begun()
 
-    def add(self, index: int, result: Picture | Answer) -> bool:
-        """Keeps a finished row's result; True when it was the last one missing."""
-        self._results[index] = result
+    def go_on(self, done: Pass, row: Row, result: Checked | Answer) -> Pass | None:
+        """The next pass of a row that is done; after the last one its result is kept."""
+        sample = done.sample + row.index
+        if isinstance(result, Answer):
+            self._results[sample] = result
+            return None
+        flagged = done.flagged or result.flagged
+        stage = done.stage + 1
+        if stage == len(self._passes):
+            self._results[sample] = Picture(pixels=result.pixels, seed=row.seed, nsfw=flagged)
+            return None
+        following = self._passes[stage]
+        assert isinstance(following, ImageRequest)
+        name = f"{self.number}.{stage}.{sample}"
+        return Pass(
+            ticket=self,
+            request=replace(following, image=name, samples=1, seed=row.seed),
+            stage=stage,
+            sample=sample,
+            flagged=flagged,
+            name=name,
+            picture=result.pixels,
+        )
+
+    @property
+    def complete(self) -> bool:
+        """No result is missing."""
         return len(self._results) == self.request.rows
 
-    def succeed(self, *, scheduler: str, now: float) -> None:
+    def succeed(self, now: float) -> None:
         """Delivers all results, in order."""
         results = [self._results[index] for index in range(self.request.rows)]
         warnings = tuple(dict.fromkeys(text for row in self.rows for text in row.warnings))
@@ -73,7 +113,7 @@ class Ticket:
             Outcome(
                 pictures=tuple(one for one in results if isinstance(one, Picture)),
                 seconds=now - started,
-                scheduler=scheduler,
+                scheduler=self.rows[0].scheduler,
                 warnings=warnings,
                 answers=tuple(one for one in results if isinstance(one, Answer)),
             )
@@ -87,3 +127,19 @@ class Ticket:
         if not self._ended:
             self._ended = True
             self._done(result)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pass:
+    """A stretch of a ticket's way: one request to one pipeline. The first makes all samples, later ones one each."""
+
+    ticket: Ticket
+    request: Request
+    stage: int = 0
+    #: The sample that its first row makes.
+    sample: int = 0
+    #: The safety checker has replaced the picture in an earlier pass.
+    flagged: bool = False
+    #: The picture that it starts from, and the name by which the pipeline asks for it; the pass keeps it in memory.
+    name: str = ""
+    picture: Pixels | None = None

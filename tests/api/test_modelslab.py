@@ -225,6 +225,19 @@ async def test_options_that_ask_for_nothing_are_not_named(api: Any, neutral: dic
     assert "warning" not in (await api.text2img(**neutral)).json()
 
 
+async def test_highres_fix_draws_in_two_passes_what_is_larger_than_the_models_size(api: Any) -> None:
+    body = (await api.text2img(width=1024, height=768, highres_fix="yes")).json()
+    assert (body["meta"]["highres_fix"], body["meta"]["W"], body["meta"]["H"]) == ("yes", 1024, 768)
+    assert "warning" not in body
+    assert api.executor.requests[0].highres == (584, 440)
+
+
+async def test_highres_fix_of_what_is_not_larger_is_not_claimed(api: Any) -> None:
+    body = (await api.text2img(highres_fix=True)).json()
+    assert body["meta"]["highres_fix"] == "no"
+    assert body["warning"] == "highres_fix was not used: sd15 draws 64 x 64 in one pass."
+
+
 @pytest.mark.parametrize(
     ("fields", "loras", "echoed"),
     [

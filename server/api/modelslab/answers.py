@@ -23,7 +23,8 @@ async def fetch(visit: Visit) -> Response:
     if request_id is None:
         raise InvalidRequest("request_id is required", field="request_id")
     job = await visit.context.service.get(request_id, visit.caller.id)
-    if job is None:
+    # A job without pictures is none of this API's.
+    if job is None or not job.outputs:
         _refuse_unknown()
     patience = min(max(visit.fields.number("wait") or 0.0, 0.0), _MAX_FETCH_WAIT_S)
     if patience and not job.state.terminal:

@@ -105,6 +105,7 @@ def read_call(fields: Fields, options: Options, task: Task) -> Call:
         loras=loras,
         safety=fields.flag("safety_checker"),
         safety_type=_read_safety_type(fields),
+        highres=fields.flag("highres_fix"),
         reproducible=fields.flag("reproducible"),
     )
     return Call(
@@ -182,6 +183,7 @@ _PROPERTIES: dict[str, Any] = {
     "lora_strength": _described("string", "Their strengths, -4 to 4, with commas; one for all, missing ones 1."),
     "safety_checker": _described("string", "yes: pictures that the safety checker flags are replaced."),
     "safety_checker_type": _described("string", "By what.", enum=list(REPLACEMENTS)),
+    "highres_fix": _described("string", "yes: what is larger than the model's own size is drawn in two passes."),
     "reproducible": _described("boolean", "Extension: bit-equal whatever else is being drawn."),
     "instant_response": _described("string", "yes: answer at once with status processing."),
     "webhook": _described("string", "URL that is told when the images are done."),

@@ -48,7 +48,6 @@ UNBUILT: tuple[Unbuilt, ...] = (
     _flag("panorama"),
     _flag("self_attention"),
     _flag("free_u"),
-    _flag("highres_fix"),
     # 1 is a factor here, not a yes.
     _flag("upscale", neutral=(1,)),
     _flag("watermark"),

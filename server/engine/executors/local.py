@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from pipelines.auxiliary import FindAuxiliary, find_nothing
-from pipelines.base import Pipeline
-from pipelines.errors import Error
+from pipelines.base import Pipeline, Pixels
+from pipelines.errors import Error, InvalidRequest
 from pipelines.inputs import ReadInput
 from pipelines.model import ModelSpec, Offload
 from pipelines.registry import FAMILIES
@@ -192,6 +192,15 @@ class LocalExecutor:
         # Whole parts take turns: the largest needs room.
         return sum(sizes[name] for name in sizes if name in resident) or max(sizes.values(), default=0)
 
+    def _read(self, name: str) -> Pixels:
+        """See ``pipelines.inputs.ReadInput``: what an earlier pass has drawn, or what came with a request."""
+        carried = self.engine.carried.get(name)
+        if carried is not None:
+            return carried
+        if self._read_input is None:
+            raise InvalidRequest("this engine has no input pictures")
+        return self._read_input(name)
+
     def _made(self, name: str) -> ModelSpec:
         """The model, its demo checkpoint made if it is one and not there yet."""
         from pipelines import demo
@@ -217,7 +226,7 @@ class LocalExecutor:
         host = Host(
             device=pick_device(self._device),
             slots=self._slots,
-            read_input=self._read_input,
+            read_input=self._read,
             find_auxiliary=self._find_auxiliary,
             shared=self._shared,
         )

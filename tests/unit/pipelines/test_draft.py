@@ -56,6 +56,43 @@ def test_clip_skip_is_the_clients_then_the_models_then_the_dialects() -> None:
     assert complete(replace(DRAFT, clip_skip=4), model, documented).request.clip_skip == 4
 
 
+@pytest.mark.parametrize(
+    ("model", "size", "first"),
+    [
+        (MODEL, (1024, 1024), (512, 512)),
+        (MODEL, (1024, 576), (680, 384)),
+        (replace(MODEL, width=768, height=768), (1024, 1024), (768, 768)),
+        (replace(MODEL, family="sdxl", limits=Limits(max_side=2048, max_pixels=2**22)), (2048, 1024), (1448, 720)),
+        (replace(MODEL, family="flux", limits=Limits(max_side=2048, multiple=16)), (2048, 512), None),
+        (MODEL, (512, 512), None),
+        (MODEL, (1024, 64), None),
+    ],
+)
+def test_the_first_of_two_passes_has_the_models_own_area_and_the_asked_proportions(
+    model: ModelSpec, size: tuple[int, int], first: tuple[int, int] | None
+) -> None:
+    completed = complete(replace(DRAFT, width=size[0], height=size[1], highres=True), model, FALLBACK)
+    assert completed.request.highres == first
+    assert (completed.request.width, completed.request.height) == size
+    assert any("highres_fix was not used" in one for one in completed.warnings) is (first is None)
+    assert complete(replace(DRAFT, width=size[0], height=size[1]), model, FALLBACK).request.highres is None
+
+
+@pytest.mark.parametrize(
+    ("draft", "model"),
+    [
+        (replace(DRAFT, image="0" * 64, image_size=(1024, 1024)), MODEL),
+        (replace(DRAFT, width=1024, height=1024), replace(MODEL, tasks=frozenset({Task.TEXT2IMG}))),
+    ],
+)
+def test_two_passes_need_a_prompt_alone_and_a_model_that_goes_on_from_a_picture(
+    draft: ImageDraft, model: ModelSpec
+) -> None:
+    completed = complete(replace(draft, highres=True), model, FALLBACK)
+    assert completed.request.highres is None
+    assert completed.warnings[-1].startswith("highres_fix was not used:")
+
+
 def test_a_family_without_clip_layers_has_no_clip_skip() -> None:
     flux = replace(MODEL, id="flux", family="flux")
     completed = complete(replace(DRAFT, clip_skip=2), flux, FALLBACK)
