@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 WEIGHTED = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2")
 #: One of these sets must be there, or transformers makes a tokenizer without words.
 TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
+#: Of a configuration: where it comes from, which says nothing of the module.
+ORIGINS = frozenset({"_diffusers_version", "_name_or_path", "transformers_version"})
 #: Libraries whose classes a model_index.json may name. Anything else would be code that comes with the weights.
 LIBRARIES = ("diffusers", "transformers", "stable_diffusion", None)
 
@@ -181,8 +183,9 @@ class Checkpoint:
 
         if self._shared is None:
             return load()
-        described = (identity([*files, self._config_file(f"{subfolder}/config.json")]), subfolder)
-        return self._shared.get((*described, cls, dtype, self.device), load)
+        # What it says, not where: models of different folders may be given the same file.
+        told = json.dumps({name: config[name] for name in config if name not in ORIGINS}, sort_keys=True)
+        return self._shared.get((identity(files), subfolder, told, cls, dtype, self.device), load)
 
     def load_tokenizer(self, subfolder: str, cls: Any) -> Any:
         """A tokenizer from its files."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 from math import nextafter
 from typing import TypeVar
 
+from pipelines.auxiliary import AuxiliaryKind, FindAuxiliary, find_nothing
 from pipelines.draft import Completed, Defaults, ImageDraft, SafetyRules
 from pipelines.errors import InvalidRequest
 from pipelines.finishing import choose_highres
@@ -39,12 +40,14 @@ def complete(
     *,
     reproducible: bool = False,
     safety: SafetyRules = SafetyRules(),
+    find_auxiliary: FindAuxiliary = find_nothing,
 ) -> Completed:
     """Decides every value: the client's within limits, else the model's default, else the dialect's.
 
     ``reproducible`` is the server's setting, used where the draft does not say; ``safety`` what it has decided about
-    the checker. What is out of range is moved to the nearest value in range, and a warning names it. Raises
-    ``InvalidRequest`` for a task that the model does not do, and ``CheckerMissing``.
+    the checker. What is out of range is moved to the nearest value in range, what ``find_auxiliary`` does not find and
+    a picture can be drawn without is left out, and a warning names it. Raises ``InvalidRequest`` for a task that the
+    model does not do, and ``CheckerMissing``.
     """
     check_task(draft.task, model)
     warnings: list[str] = []
@@ -77,6 +80,7 @@ def complete(
         highres=choose_highres(draft, model, (width, height), warnings),
         reproducible=reproducible if draft.reproducible is None else draft.reproducible,
         priority=draft.priority,
+        vae=_choose_vae(draft, find_auxiliary, warnings),
     )
     return Completed(request=request, warnings=tuple(warnings))
 
@@ -178,6 +182,13 @@ def _choose_safety(draft: ImageDraft, rules: SafetyRules, warnings: list[str]) -
     if draft.safety_type is not None and draft.safety_type.strip().lower() != used:
         warnings.append(f"Unknown safety checker type {draft.safety_type[:60]!r}: {used} was used.")
     return used
+
+
+def _choose_vae(draft: ImageDraft, find: FindAuxiliary, warnings: list[str]) -> str | None:
+    if draft.vae is None or find(AuxiliaryKind.VAE, draft.vae) is not None:
+        return draft.vae
+    warnings.append(f"VAE not found: {draft.vae[:100]}: the model's own was used.")
+    return None
 
 
 def least_strength(steps: int) -> float:

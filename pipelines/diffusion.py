@@ -29,6 +29,8 @@ from pipelines.rows import DiffusionRow, Encoded
 from pipelines.shared import SharedComponents
 from pipelines.slots import SlotPool
 from pipelines.step import denoise, translated_memory_errors
+from pipelines.vae import Vae
+from pipelines.vaes import Vaes
 from schedulers.errors import SchedulerError
 from schedulers.table import SamplerTable, compile_table
 
@@ -52,6 +54,7 @@ class DiffusionPipeline(Family):
         kind: Kind,
         dtype: torch.dtype,
         placement: Placement,
+        vaes: Vaes,
         slots: int,
         read_input: ReadInput | None = None,
         find_auxiliary: FindAuxiliary = find_nothing,
@@ -60,12 +63,15 @@ class DiffusionPipeline(Family):
         self.dtype = dtype
         self.placement = placement
         self.device = placement.device
+        self.vaes = vaes
+        #: Pixels per latent, on a side.
+        self.factor = vaes.own.factor
         self.slots = slots
         self.kind = kind
         #: The checkpoint's scheduler_config.json.
         self.scheduler_config = dict(scheduler_config)
         self._scheduler = scheduler or str(scheduler_config["_class_name"])
-        self.sources = Sources(read_input, self._posterior)
+        self.sources = Sources(read_input)
         self._find_auxiliary = find_auxiliary
         self._components = components
         #: From the first request that asks for a LoRA: until then the denoiser is untouched.
@@ -91,9 +97,9 @@ class DiffusionPipeline(Family):
             **options,
         )
 
-    def _posterior(self, image: Tensor) -> Posterior:
+    def _posterior(self, vae: Vae, image: Tensor) -> Posterior:
         with self.placement.using(Part.VAE):
-            return self.encode_image(image[None].to(self.device))
+            return vae.encode(image[None].to(self.device))
 
     # The contract.
 
@@ -139,7 +145,8 @@ class DiffusionPipeline(Family):
             raise InvalidRequest(f"model {request.model} only inpaints: it needs an image and a mask", field="image")
         table = self.table(request)
         stack = self._stack(request)
-        source = self.sources.source(request)
+        vae = self.vaes.get(request.vae)
+        source = self.sources.source(request, partial(self._posterior, vae), vae.key)
         lanes = [
             LaneKey(
                 model=request.model,
@@ -160,6 +167,7 @@ class DiffusionPipeline(Family):
                 draws=draws,
                 source=source,
                 stack=stack,
+                vae=vae,
             )
             for index, lane in enumerate(lanes)
         ]
@@ -207,7 +215,7 @@ class DiffusionPipeline(Family):
             return
         clean: Tensor | None = None
         if Draw.IMAGE in drawn:
-            clean = self.pack(self.scale_latents(source.image.sample(drawn[Draw.IMAGE])))
+            clean = self.pack(row.vae.scale(source.image.sample(drawn[Draw.IMAGE])))
         if clean is None or (self.kind is not Kind.FILL and self._from_pure_noise(row)):
             pool.latents[slot, 0].copy_(noise * row.table.init_scale)
         else:
@@ -219,7 +227,7 @@ class DiffusionPipeline(Family):
             row.blends = True
             pool.set_reference(slot, clean=clean, noise=noise, mask=self.pack_mask(source.mask))
         else:
-            masked = self.scale_latents(source.masked.sample(drawn[Draw.MASKED]))
+            masked = row.vae.scale(source.masked.sample(drawn[Draw.MASKED]))
             pool.set_extra(slot, self.extra_channels(source.mask.to(masked.device), masked))
 
     def _from_pure_noise(self, row: DiffusionRow) -> bool:
@@ -286,24 +294,29 @@ class DiffusionPipeline(Family):
             for row in done
             if row in self._flags.failed
         }
-        good = [row for row in done if row not in results]
+        by_vae: dict[Vae, list[DiffusionRow]] = {}
+        for row in done:
+            if row not in results:
+                by_vae.setdefault(row.vae, []).append(row)
         # Alone to the last pixel: a decoder's last bits depend on its batch.
         together = 1 if done and done[0].lane.alone else DECODE_ROWS
-        for start in range(0, len(good), together):
-            part = good[start : start + together]
-            results.update(zip(part, self._decode_rows(part), strict=True))
+        for good in by_vae.values():
+            for start in range(0, len(good), together):
+                part = good[start : start + together]
+                results.update(zip(part, self._decode_rows(part), strict=True))
         return [results[row] for row in done]
 
     def _decode_rows(self, rows: Sequence[DiffusionRow], *, tiled: bool = False) -> list[Pixels | Error]:
+        """Rows of one lane and one VAE."""
         lane = rows[0].lane
         pool = self.pools[lane]
         tiled = tiled or lane.size[0] * lane.size[1] > TILE_PIXELS
-        self.decode_in_tiles(tiled)
         try:
             with translated_memory_errors(self.device):
                 slots = torch.tensor([row.occupied for row in rows], device=self.device)
                 with self.placement.using(Part.VAE):
-                    images = self.decode(pool.latents[:, 0].index_select(0, slots), lane)
+                    latents = self.unpack(pool.latents[:, 0].index_select(0, slots), lane)
+                    images = rows[0].vae.decode(latents, tiled=tiled)
                 # Stock's image processor: to 0 .. 1, clamped, rounded to 8 bits.
                 levels = (images.float() * 0.5 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
                 pixels = levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
@@ -313,9 +326,6 @@ class DiffusionPipeline(Family):
                 return [error] if tiled else self._decode_rows(rows, tiled=True)
             half = len(rows) // 2
             return self._decode_rows(rows[:half], tiled=tiled) + self._decode_rows(rows[half:], tiled=tiled)
-        finally:
-            # The same switch holds for encoding.
-            self.decode_in_tiles(False)
         return list(pixels)
 
     def close(self) -> None:

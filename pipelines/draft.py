@@ -44,6 +44,8 @@ class ImageDraft:
     highres: bool | None = None
     reproducible: bool | None = None
     priority: int = 0
+    #: Name of a file or folder in DATA/vaes.
+    vae: str | None = None
 
     @property
     def task(self) -> Task:

@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor
 
 from pipelines.base import LaneKey, Pipeline
-from pipelines.images import Posterior
 from pipelines.lora_layers import LayerNames
 from pipelines.prompt import Embedding, Wording
 from pipelines.request import ImageRequest
@@ -56,24 +55,12 @@ class Family(Pipeline):
     def original_layers(self) -> LayerNames:
         """The original implementation's names of the denoiser's layers; see ``LayerNames``."""
 
-    @abstractmethod
-    def encode_image(self, image: Tensor) -> Posterior:
-        """(1, 3, height, width), -1 .. 1 -> the VAE's posterior."""
-
-    @abstractmethod
-    def scale_latents(self, sample: Tensor) -> Tensor:
-        """A posterior's sample in the scale of the denoiser's latents; any leading axes."""
-
-    @abstractmethod
-    def decode(self, latents: Tensor, lane: LaneKey) -> Tensor:
-        """(rows, *lane shape) float32 -> (rows, 3, height, width), -1 .. 1."""
-
-    @abstractmethod
-    def decode_in_tiles(self, tiled: bool) -> None:
-        """Whether ``decode`` works tile by tile from now on."""
-
     def pack(self, latents: Tensor) -> Tensor:
-        """(channels, height, width) -> lane shape."""
+        """(channels, height, width) of the VAE's latents -> lane shape."""
+        return latents
+
+    def unpack(self, latents: Tensor, lane: LaneKey) -> Tensor:
+        """(rows, *lane shape) -> (rows, channels, height, width) of the VAE's latents."""
         return latents
 
     @abstractmethod

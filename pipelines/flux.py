@@ -17,7 +17,6 @@ from pipelines.emphasis import is_plain, parse, plain
 from pipelines.errors import BrokenCheckpoint
 from pipelines.flux_layout import originals
 from pipelines.host import Host
-from pipelines.images import Posterior
 from pipelines.lora_layers import LayerNames
 from pipelines.lru import BytesLru
 from pipelines.model import ModelSpec
@@ -83,26 +82,22 @@ class Flux(DiffusionPipeline):
     channel_axis = 2
 
     def __init__(
-        self, *, transformer: Any, vae: Any, text_encoder: TextEncoder, text_encoder_2: TextEncoder, **shared: Any
+        self, *, transformer: Any, text_encoder: TextEncoder, text_encoder_2: TextEncoder, **shared: Any
     ) -> None:
         super().__init__(**shared)
         self.transformer = transformer
-        self.vae = vae
         self._clip = text_encoder
         self._t5 = text_encoder_2
         self.placement.add(Part.DENOISER, transformer)
-        self.placement.add(Part.VAE, vae)
         self.placement.add(Part.ENCODERS, text_encoder.model, text_encoder_2.model)
         self._positions: BytesLru[tuple[Tensor, Tensor]] = BytesLru(
             POSITION_BYTES, lambda pair: pair[0].nbytes + pair[1].nbytes
         )
-        #: Pixels per latent, on a side.
-        self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
 
     @classmethod
     def load(cls, spec: ModelSpec, host: Host) -> Self:
         """From a checkpoint; BrokenCheckpoint says which file is wrong and how."""
-        from diffusers import AutoencoderKL, FluxTransformer2DModel
+        from diffusers import FluxTransformer2DModel
         from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
         opening = Opening(spec, host, CLASSES)
@@ -114,7 +109,7 @@ class Flux(DiffusionPipeline):
             raise BrokenCheckpoint(f"model {spec.id}: transformer has in_channels {features}, not {wanted}")
         return cls(
             transformer=transformer,
-            vae=checkpoint.load_module("vae", AutoencoderKL),
+            vaes=opening.vaes(),
             text_encoder=TextEncoder(
                 checkpoint.load_tokenizer("tokenizer", CLIPTokenizer),
                 checkpoint.load_module("text_encoder", CLIPTextModel),
@@ -213,33 +208,13 @@ class Flux(DiffusionPipeline):
         config = self.transformer.config
         return originals(config.num_layers, config.num_single_layers)
 
-    def encode_image(self, image: Tensor) -> Posterior:
-        """The VAE's encoder."""
-        distribution = self.vae.encode(image.to(self.vae.dtype)).latent_dist
-        return Posterior(mean=distribution.mean[0].float(), std=distribution.std[0].float())
-
-    def scale_latents(self, sample: Tensor) -> Tensor:
-        """Shifted and scaled as the VAE's configuration says."""
-        scaled: Tensor = (sample - self.vae.config.shift_factor) * self.vae.config.scaling_factor
-        return scaled
-
-    def decode(self, latents: Tensor, lane: LaneKey) -> Tensor:
-        """The VAE's decoder."""
-        unpacked = unpack(latents, *self._latent_size(lane.size))
-        scaled = unpacked / self.vae.config.scaling_factor + self.vae.config.shift_factor
-        image: Tensor = self.vae.decode(scaled.to(self.vae.dtype), return_dict=False)[0]
-        return image
-
-    def decode_in_tiles(self, tiled: bool) -> None:
-        """The VAE's own tiling."""
-        if tiled:
-            self.vae.enable_tiling()
-        else:
-            self.vae.disable_tiling()
-
     def pack(self, latents: Tensor) -> Tensor:
         """See the function of this name."""
         return pack(latents)
+
+    def unpack(self, latents: Tensor, lane: LaneKey) -> Tensor:
+        """See the function of this name."""
+        return unpack(latents, *self._latent_size(lane.size))
 
     def pack_mask(self, mask: Tensor) -> Tensor:
         """(tokens, 64): the nearest pixel of each latent, once per channel, packed like them."""

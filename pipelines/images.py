@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +31,10 @@ class Posterior:
     def sample(self, noise: Tensor) -> Tensor:
         """mean + std x noise."""
         return self.mean + self.std * noise.to(self.mean.device)
+
+
+#: (3, height, width), -1 .. 1 -> posterior.
+Encode = Callable[[Tensor], Posterior]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,29 +66,31 @@ def to_mask(pixels: Pixels, width: int, height: int) -> Tensor:
 class Sources:
     """Makes what rows start from; a picture is encoded once per size, and once per mask."""
 
-    def __init__(self, read: ReadInput | None, encode: Callable[[Tensor], Posterior]) -> None:
+    def __init__(self, read: ReadInput | None) -> None:
         self.read = read
-        #: (3, height, width), -1 .. 1 -> posterior.
-        self._encode = encode
         self._cache: BytesLru[Posterior] = BytesLru(CACHE_BYTES, lambda one: one.mean.nbytes + one.std.nbytes)
 
-    def source(self, request: ImageRequest) -> Source | None:
-        """None for text2img. Raises ``pipelines.errors.Error`` when an input is gone."""
+    def source(self, request: ImageRequest, encode: Encode, vae: Hashable) -> Source | None:
+        """None for text2img. ``vae`` tells apart what different VAEs encode.
+
+        Raises ``pipelines.errors.Error`` when an input is gone.
+        """
         if request.task is Task.TEXT2IMG:
             return None
         assert request.image is not None
         size = request.width, request.height
-        image = self._posterior((request.image, None, *size), lambda: self._tensor(request))
+        image = self._posterior((vae, request.image, None, *size), encode, lambda: self._tensor(request))
         if request.mask is None:
             return Source(image=image)
         mask = to_mask(self._pixels(request.mask), *size)
-        masked = self._posterior((request.image, request.mask, *size), lambda: self._tensor(request) * (mask < 0.5))
+        key = (vae, request.image, request.mask, *size)
+        masked = self._posterior(key, encode, lambda: self._tensor(request) * (mask < 0.5))
         return Source(image=image, masked=masked, mask=mask)
 
-    def _posterior(self, key: tuple[str, str | None, int, int], make: Callable[[], Tensor]) -> Posterior:
+    def _posterior(self, key: Hashable, encode: Encode, make: Callable[[], Tensor]) -> Posterior:
         found = self._cache.get(key)
         if found is None:
-            found = self._encode(make())
+            found = encode(make())
             self._cache.put(key, found)
         return found
 

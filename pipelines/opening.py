@@ -10,6 +10,8 @@ from pipelines.device import pick_dtype
 from pipelines.host import Host
 from pipelines.model import ModelSpec
 from pipelines.placement import Placement
+from pipelines.vae import Vae
+from pipelines.vaes import Vaes, dtype_of
 
 
 class Opening:
@@ -26,6 +28,21 @@ class Opening:
             shared=host.shared_for(spec.offload),
         )
         self.checkpoint.check_class(classes)
+
+    def vaes(self, *, upcasts: bool = False) -> Vaes:
+        """The checkpoint's VAE, and the way to others; ``upcasts``: see ``vaes.dtype_of``."""
+        from diffusers import AutoencoderKL
+
+        dtype = dtype_of(self.checkpoint.read_json("vae/config.json"), self.checkpoint.dtype, upcasts)
+        return Vaes(
+            Vae(self.checkpoint.load_module("vae", AutoencoderKL, dtype=dtype)),
+            self._spec,
+            dtype=self.checkpoint.dtype,
+            upcasts=upcasts,
+            placement=self._placement,
+            find=self._host.find_auxiliary,
+            shared=self._host.shared_for(self._spec.offload),
+        )
 
     def shared_arguments(self) -> dict[str, Any]:
         """Of ``DiffusionPipeline``'s constructor, all but what a family must say itself."""

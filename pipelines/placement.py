@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from enum import Enum, auto
 from typing import Any
+from weakref import WeakSet
 
 import torch
 
@@ -50,7 +51,8 @@ class Placement:
     def __init__(self, mode: Offload, device: torch.device) -> None:
         self.mode = mode
         self.device = device
-        self._modules: dict[Part, list[Any]] = {part: [] for part in Part}
+        # Weak: a VAE that was loaded for some requests is gone when they and the cache have let go of it.
+        self._modules: dict[Part, WeakSet[Any]] = {part: WeakSet() for part in Part}
         #: The part that rests on the device although it does not live there: it may be needed again at once.
         self._visiting: Part | None = None
 
@@ -60,14 +62,14 @@ class Placement:
         return self.device if self.mode is Offload.NONE else torch.device("cpu")
 
     def add(self, part: Part, *modules: Any) -> None:
-        """Takes modules in, and puts those that live on the device there."""
-        self._modules[part] += modules
+        """Takes modules in for as long as somebody holds them, and puts those that live on the device there."""
+        self._modules[part].update(modules)
         if self.mode is Offload.SEQUENTIAL and part is Part.DENOISER:
             from accelerate import cpu_offload
 
             for module in modules:
                 cpu_offload(module, self.device, offload_buffers=True)
-        elif part in RESIDENT[self.mode]:
+        elif part in RESIDENT[self.mode] or part is self._visiting:
             self._move(part, self.device)
 
     @contextlib.contextmanager

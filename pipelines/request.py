@@ -101,6 +101,8 @@ class ImageRequest:
     reproducible: bool = False
     #: Larger goes first.
     priority: int = 0
+    #: Name of a VAE that encodes and decodes in place of the model's own.
+    vae: str | None = None
 
     @property
     def task(self) -> Task:

@@ -14,6 +14,7 @@ from pipelines.images import Source
 from pipelines.lora_bank import LoraStack
 from pipelines.request import ImageRequest
 from pipelines.step import Conditioning
+from pipelines.vae import Vae
 from schedulers.table import SamplerTable
 
 
@@ -42,6 +43,7 @@ class DiffusionRow(ImageRow):
         encoded: Encoded,
         draws: tuple[Draw, ...],
         source: Source | None,
+        vae: Vae,
         stack: LoraStack | None = None,
     ) -> None:
         super().__init__(
@@ -58,6 +60,8 @@ class DiffusionRow(ImageRow):
         self.draws = draws
         #: What it starts from, until it enters.
         self.source = source
+        #: What its picture is decoded with, and its inputs were encoded with.
+        self.vae = vae
         self.generator = torch.Generator("cpu").manual_seed(self.seed)
         self.slot: int | None = None
         #: Its LoRAs, and their slot in the model's bank once it has entered; 0: none.

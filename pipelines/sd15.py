@@ -37,7 +37,7 @@ class StableDiffusion15(UNetPipeline):
     @classmethod
     def load(cls, spec: ModelSpec, host: Host) -> Self:
         """From a checkpoint; BrokenCheckpoint says which file is wrong and how."""
-        from diffusers import AutoencoderKL, UNet2DConditionModel
+        from diffusers import UNet2DConditionModel
         from transformers import CLIPTextModel, CLIPTokenizer
 
         opening = Opening(spec, host, CLASSES)
@@ -46,7 +46,7 @@ class StableDiffusion15(UNetPipeline):
         tokenizer = checkpoint.load_tokenizer("tokenizer", CLIPTokenizer)
         return cls(
             unet=unet,
-            vae=checkpoint.load_module("vae", AutoencoderKL),
+            vaes=opening.vaes(),
             text_encoder=ClipEncoder(tokenizer, checkpoint.load_module("text_encoder", CLIPTextModel), normed=True),
             kind=kind_of(unet, checkpoint),
             **opening.shared_arguments(),

@@ -9,7 +9,6 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from pipelines.checkpoint import Checkpoint
 from pipelines.clip import Chunk, ClipEncoder, equally_long
 from pipelines.host import Host
 from pipelines.model import ModelSpec
@@ -31,12 +30,6 @@ CLASSES = (
 )
 
 
-def _vae_dtype(checkpoint: Checkpoint) -> torch.dtype:
-    """The model's, but float32 for a VAE that overflows in float16 and says so (diffusers' default)."""
-    overflows = bool(checkpoint.read_json("vae/config.json").get("force_upcast", True))
-    return torch.float32 if overflows and checkpoint.dtype is torch.float16 else checkpoint.dtype
-
-
 class StableDiffusionXL(UNetPipeline):
     """As diffusers' ``StableDiffusionXLPipeline``, ``…Img2Img…`` and ``…Inpaint…`` draw it (Podell et al. 2023)."""
 
@@ -55,7 +48,7 @@ class StableDiffusionXL(UNetPipeline):
     @classmethod
     def load(cls, spec: ModelSpec, host: Host) -> Self:
         """From a checkpoint; BrokenCheckpoint says which file is wrong and how."""
-        from diffusers import AutoencoderKL, UNet2DConditionModel
+        from diffusers import UNet2DConditionModel
         from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
         opening = Opening(spec, host, CLASSES)
@@ -64,7 +57,7 @@ class StableDiffusionXL(UNetPipeline):
         index = checkpoint.read_json("model_index.json")
         return cls(
             unet=unet,
-            vae=checkpoint.load_module("vae", AutoencoderKL, dtype=_vae_dtype(checkpoint)),
+            vaes=opening.vaes(upcasts=True),
             text_encoder=ClipEncoder(
                 checkpoint.load_tokenizer("tokenizer", CLIPTokenizer),
                 checkpoint.load_module("text_encoder", CLIPTextModel),

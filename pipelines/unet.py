@@ -15,7 +15,6 @@ from pipelines.checkpoint import Checkpoint
 from pipelines.diffusion import DiffusionPipeline
 from pipelines.draws import Kind
 from pipelines.errors import BrokenCheckpoint
-from pipelines.images import Posterior
 from pipelines.lora_layers import LayerNames, unet_originals
 from pipelines.placement import Part
 from pipelines.request import ImageRequest
@@ -52,14 +51,10 @@ class UNetPipeline(DiffusionPipeline):
     #: Whether the family's stock pipelines set ``steps_offset`` to 1 whatever the checkpoint says.
     repairs_offset = True
 
-    def __init__(self, *, unet: Any, vae: Any, **shared: Any) -> None:
+    def __init__(self, *, unet: Any, **shared: Any) -> None:
         super().__init__(**shared)
         self.unet = unet
-        self.vae = vae
         self.placement.add(Part.DENOISER, unet)
-        self.placement.add(Part.VAE, vae)
-        #: Pixels per latent, on a side.
-        self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
         #: Width of the guidance embedding of an LCM UNet; None for all others.
         self.guidance_width: int | None = unet.config.time_cond_proj_dim
 
@@ -116,30 +111,6 @@ class UNetPipeline(DiffusionPipeline):
             return_dict=False,
         )[0]
         return out
-
-    def encode_image(self, image: Tensor) -> Posterior:
-        """The VAE's encoder."""
-        distribution = self.vae.encode(image.to(self.vae.dtype)).latent_dist
-        return Posterior(mean=distribution.mean[0].float(), std=distribution.std[0].float())
-
-    def scale_latents(self, sample: Tensor) -> Tensor:
-        """Times the VAE's scaling factor."""
-        scaled: Tensor = self.vae.config.scaling_factor * sample
-        return scaled
-
-    def decode(self, latents: Tensor, lane: LaneKey) -> Tensor:
-        """The VAE's decoder."""
-        image: Tensor = self.vae.decode(
-            (latents / self.vae.config.scaling_factor).to(self.vae.dtype), return_dict=False
-        )[0]
-        return image
-
-    def decode_in_tiles(self, tiled: bool) -> None:
-        """The VAE's own tiling."""
-        if tiled:
-            self.vae.enable_tiling()
-        else:
-            self.vae.disable_tiling()
 
     def pack_mask(self, mask: Tensor) -> Tensor:
         """(1, height / 8, width / 8): the nearest pixel of each latent, as stock has it."""

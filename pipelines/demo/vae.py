@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from pipelines.demo.weights import PIN, conv_bias, pinned_std, silence, split_signs
@@ -57,6 +58,22 @@ def noisy(folder: Path, log_variance: float = UNSURE) -> None:
     bias = weights["encoder.conv_out.bias"]
     bias[len(bias) // 2 :] = log_variance
     save_file(weights, file, metadata={"format": "pt"})
+
+
+def swapped(checkpoint: Path, folder: Path) -> None:
+    """Writes a VAE as a folder of its own: that of a demo checkpoint, with red and blue changing places.
+
+    Both ways, and its latents are twice as small: what only encodes or only decodes with it is seen.
+    """
+    from diffusers import AutoencoderKL
+
+    vae: Any = AutoencoderKL.from_pretrained(checkpoint, subfolder="vae", local_files_only=True)
+    vae.register_to_config(scaling_factor=2 * vae.config.scaling_factor)
+    for weight, channels in ((vae.encoder.conv_in.weight, 1), (vae.decoder.conv_out.weight, 0)):
+        order = list(range(weight.shape[channels]))
+        order[0], order[2] = order[2], order[0]
+        weight.data = weight.data.index_select(channels, torch.tensor(order)).contiguous()
+    vae.save_pretrained(folder)
 
 
 def _make_transparent(vae: nn.Module) -> None:

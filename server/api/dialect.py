@@ -11,8 +11,11 @@ import orjson
 from fastapi import APIRouter
 from fastapi.responses import Response
 
-from pipelines.draft import SafetyRules
+from pipelines.auxiliary import FindAuxiliary, find_nothing
+from pipelines.complete import complete
+from pipelines.draft import Completed, Defaults, ImageDraft, SafetyRules
 from pipelines.errors import Error
+from pipelines.model import ModelSpec
 from server.api import DIALECTS
 from server.catalog import Catalog
 from server.errors import QueueFull
@@ -72,6 +75,19 @@ class Context:
     reproducible: bool = False
     #: What the settings say about the safety checker.
     safety: SafetyRules = field(default_factory=SafetyRules)
+    #: The operator's weights beside the models, as they are at this moment.
+    find_auxiliary: FindAuxiliary = find_nothing
+
+    def complete(self, draft: ImageDraft, model: ModelSpec, fallback: Defaults) -> Completed:
+        """As ``pipelines.complete.complete``, on this server."""
+        return complete(
+            draft,
+            model,
+            fallback,
+            reproducible=self.reproducible,
+            safety=self.safety_rules(),
+            find_auxiliary=self.find_auxiliary,
+        )
 
     def safety_rules(self) -> SafetyRules:
         """What holds at this moment: the checker's weights come and go."""

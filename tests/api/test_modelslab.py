@@ -196,7 +196,6 @@ async def test_every_option_that_is_not_applied_is_named(api: Any) -> None:
         "enhance_prompt": True,
         "upscale": "2",
         "base64": "1",
-        "vae": "sd-vae",
         "embeddings": "neg",
         "ip_adapter_id": "ip-adapter_sd15",
         "init_image": "http://a/b.png",
@@ -208,7 +207,7 @@ async def test_every_option_that_is_not_applied_is_named(api: Any) -> None:
     assert body["status"] == "success"
     assert body["warning"] == (
         "Not applied: enhance_prompt, tomesd, self_attention, upscale, temp, "
-        "base64, vae, embeddings_model, ip_adapter_id, init_image."
+        "base64, embeddings_model, ip_adapter_id, init_image."
     )
     assert (body["meta"]["lora"], body["meta"]["upscale"], body["meta"]["enhance_prompt"]) == (None, "no", "no")
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from pipelines.auxiliary import FindAuxiliary, find_nothing
 from pipelines.base import Pixels, Row
 from pipelines.diffusion import DiffusionPipeline
 from pipelines.model import ModelSpec
@@ -118,9 +119,10 @@ class Case:
 class Stock:
     """Stock pipelines on one checkpoint folder, loaded once per task."""
 
-    def __init__(self, checkpoint: str, folder: Path) -> None:
+    def __init__(self, checkpoint: str, folder: Path, *, vae: Path | None = None) -> None:
         self._checkpoint = checkpoint
         self._folder = folder
+        self._vae = vae
         self._pipes: dict[Task, Any] = {}
 
     def _pipe(self, task: Task) -> tuple[Any, Any]:
@@ -131,6 +133,8 @@ class Stock:
             cls = getattr(diffusers, CLASSES[self._checkpoint][task])
             pipe = cls.from_pretrained(str(self._folder), local_files_only=True, **extra)
             pipe.set_progress_bar_config(disable=True)
+            if self._vae is not None:
+                pipe.vae = diffusers.AutoencoderKL.from_pretrained(str(self._vae), local_files_only=True)
             self._pipes[task] = pipe, pipe.scheduler.config
         found: tuple[Any, Any] = self._pipes[task]
         return found
@@ -179,7 +183,14 @@ def _own(folder: Path) -> str:
     return name
 
 
-def load_ours(checkpoint: str, folder: Path, *, file: Path | None = None, slots: int = 128) -> DiffusionPipeline:
+def load_ours(
+    checkpoint: str,
+    folder: Path,
+    *,
+    file: Path | None = None,
+    slots: int = 128,
+    find_auxiliary: FindAuxiliary = find_nothing,
+) -> DiffusionPipeline:
     """Our pipeline on the same folder."""
     import importlib
 
@@ -191,7 +202,8 @@ def load_ours(checkpoint: str, folder: Path, *, file: Path | None = None, slots:
     module, _, cls = FAMILIES[FAMILY[checkpoint]].partition(":")
     spec = ModelSpec(id=checkpoint, family=FAMILY[checkpoint], folder=folder, file=file)
     pipeline = getattr(importlib.import_module(module), cls).load(
-        spec, Host(device=torch.device("cpu"), slots=slots, read_input=read_input)
+        spec,
+        Host(device=torch.device("cpu"), slots=slots, read_input=read_input, find_auxiliary=find_auxiliary),
     )
     assert isinstance(pipeline, DiffusionPipeline)
     return pipeline

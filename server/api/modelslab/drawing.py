@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi.responses import Response
 
-from pipelines.complete import check_task, complete
+from pipelines.complete import check_task
 from pipelines.draft import Completed
 from pipelines.errors import InvalidRequest
 from pipelines.request import Task
@@ -103,13 +103,7 @@ async def _add(visit: Visit, call: Call, found: Resolved, style: Style) -> Job:
 
 
 def _complete(visit: Visit, call: Call, found: Resolved, style: Style) -> Completed:
-    context = visit.context
-    completed = complete(
-        call.draft,
-        found.model,
-        replace(documented_defaults(visit.options), **style.defaults),
-        reproducible=context.reproducible,
-        safety=context.safety_rules(),
-    )
+    defaults = replace(documented_defaults(visit.options), **style.defaults)
+    completed = visit.context.complete(call.draft, found.model, defaults)
     unapplied = (f"Not applied: {', '.join(call.unapplied)}.",) if call.unapplied else ()
     return replace(completed, warnings=(*found.warnings, *completed.warnings, *unapplied))

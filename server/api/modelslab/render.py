@@ -176,6 +176,7 @@ def meta(job: Job) -> dict[str, Any]:
         "reproducible": _yes_no(request["reproducible"]),
         "clip_skip": request.get("clip_skip", 1),
         "highres_fix": _yes_no(request.get("highres") is not None),
+        "vae": request.get("vae"),
         "safety_checker": _yes_no(safety is not None),
         "safety_checker_type": safety or echo.get("safety_type", SafetyRules.type),
         **used_options(),

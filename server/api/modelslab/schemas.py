@@ -107,6 +107,7 @@ def read_call(fields: Fields, options: Options, task: Task) -> Call:
         safety_type=_read_safety_type(fields),
         highres=fields.flag("highres_fix"),
         reproducible=fields.flag("reproducible"),
+        vae=fields.choice("vae", limit=_NAME_LIMIT),
     )
     return Call(
         task=task,
@@ -181,6 +182,7 @@ _PROPERTIES: dict[str, Any] = {
     "algorithm_type": _described("string", "For DPM solvers: dpmsolver++, sde-dpmsolver++ …"),
     "lora_model": _described("string", "Names of LoRAs, with commas between them."),
     "lora_strength": _described("string", "Their strengths, -4 to 4, with commas; one for all, missing ones 1."),
+    "vae": _described("string", "Name of a VAE in place of the model's own; an unknown one is not used."),
     "safety_checker": _described("string", "yes: pictures that the safety checker flags are replaced."),
     "safety_checker_type": _described("string", "By what.", enum=list(REPLACEMENTS)),
     "highres_fix": _described("string", "yes: what is larger than the model's own size is drawn in two passes."),

@@ -54,7 +54,6 @@ UNBUILT: tuple[Unbuilt, ...] = (
     _flag("full_url"),
     _flag("temp"),
     _flag("base64"),
-    _value("vae"),
     _value("embeddings_model", "embeddings", meta="embeddings"),
     _value("ip_adapter_id"),
     Unbuilt(name="ip_adapter_scale", neutral=(0, 0.6), meta="ip_adapter_scale", used=0.6),

@@ -174,14 +174,15 @@ def test_a_decoder_without_memory_is_asked_for_fewer_rows(
     import torch
 
     expected = finished(sd15, entered(sd15, wish(samples=4)))
-    real = sd15.decode
+    own = sd15.vaes.own
+    real = own.decode
 
-    def decode(latents: torch.Tensor, lane: LaneKey) -> torch.Tensor:
+    def decode(latents: torch.Tensor, *, tiled: bool = False) -> torch.Tensor:
         if len(latents) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(latents, lane)
+        return real(latents, tiled=tiled)
 
-    monkeypatch.setattr(sd15, "decode", decode)
+    monkeypatch.setattr(own, "decode", decode)
     results = finished(sd15, entered(sd15, wish(samples=4)))
     assert max(difference(*pair) for pair in zip(expected, results, strict=True)) <= 1
 
@@ -192,33 +193,35 @@ def test_a_picture_that_cannot_be_decoded_whole_is_decoded_in_tiles(
     import torch
 
     expected = finished(sd15, entered(sd15, wish()))
-    real = sd15.decode
+    own = sd15.vaes.own
+    real = own.decode
 
-    def decode(latents: torch.Tensor, lane: LaneKey) -> torch.Tensor:
-        if not sd15.vae.use_tiling:
+    def decode(latents: torch.Tensor, *, tiled: bool = False) -> torch.Tensor:
+        if not tiled:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(latents, lane)
+        return real(latents, tiled=tiled)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sd15, "decode", decode)
+        patch.setattr(own, "decode", decode)
         results = finished(sd15, entered(sd15, wish()))
     assert difference(expected[0], results[0]) <= 1
     finished(sd15, entered(sd15, wish()))
-    assert not sd15.vae.use_tiling
+    assert not own.module.use_tiling
 
 
 def test_a_picture_larger_than_a_tile_is_decoded_in_tiles(
     sd15: StableDiffusion15, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[bool] = []
-    real = sd15.decode
+    module = sd15.vaes.own.module
+    real = module.decode
 
-    def decode(latents: torch.Tensor, lane: LaneKey) -> torch.Tensor:
-        seen.append(sd15.vae.use_tiling)
-        return real(latents, lane)
+    def decode(latents: torch.Tensor, **options: bool) -> torch.Tensor:
+        seen.append(module.use_tiling)
+        return real(latents, **options)
 
     monkeypatch.setattr("pipelines.diffusion.TILE_PIXELS", 64 * 64 - 1)
-    monkeypatch.setattr(sd15, "decode", decode)
+    monkeypatch.setattr(module, "decode", decode)
     finished(sd15, entered(sd15, wish()))
     assert seen == [True]
 

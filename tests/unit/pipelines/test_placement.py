@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -50,6 +52,30 @@ def test_encoders_are_on_the_device_only_while_they_encode() -> None:
     with placement.using(Part.ENCODERS):
         assert on_device(modules) == set(Part)
     assert on_device(modules) == {Part.DENOISER, Part.VAE}
+
+
+def test_what_joins_a_part_goes_where_the_part_is() -> None:
+    for mode, there in ((Offload.NONE, True), (Offload.ENCODERS, True), (Offload.MODEL, False)):
+        placement, modules = placed(mode)
+        later = Module()
+        placement.add(Part.VAE, later)
+        assert (later.where == "meta") is there
+        with placement.using(Part.VAE):
+            assert later.where == modules[Part.VAE].where == "meta"
+            last = Module()
+            placement.add(Part.VAE, last)
+            assert last.where == "meta"
+        with placement.using(Part.DENOISER):
+            assert (later.where, last.where) == (modules[Part.VAE].where,) * 2
+
+
+def test_a_module_that_nobody_holds_is_let_go() -> None:
+    placement, _ = placed(Offload.MODEL)
+    later = Module()
+    placement.add(Part.VAE, later)
+    gone = weakref.ref(later)
+    del later
+    assert gone() is None
 
 
 def test_whole_parts_take_turns_and_the_last_one_stays() -> None:
