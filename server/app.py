@@ -29,6 +29,7 @@ from server.jobs.sql import SqlJobStore
 from server.keys import KeyStore
 from server.metrics import Metrics
 from server.net import Guard
+from server.preloads import Preloads
 from server.service import Service
 from server.storage.base import ImageStore
 from server.storage.local import LocalImageStore
@@ -48,6 +49,7 @@ class Parts:
     executor: Executor
     guard: Guard
     service: Service
+    preloads: Preloads
     dialects: Mapping[str, Dialect]
 
 
@@ -91,6 +93,7 @@ def build_parts(
         executor=executor,
         guard=guard,
         service=service,
+        preloads=Preloads(executor),
         dialects=dialects,
     )
 
@@ -135,6 +138,7 @@ async def running(parts: Parts) -> AsyncIterator[None]:
         for later in (parts.executor, parts.service):
             await later.start()
             stack.push_async_callback(later.close)
+        stack.push_async_callback(parts.preloads.close)
         yield
 
 
@@ -181,6 +185,7 @@ def _add_routes(app: FastAPI, parts: Parts) -> None:
         jobs=parts.jobs,
         catalog=parts.catalog,
         keys=parts.keys,
+        preloads=parts.preloads,
         guard=parts.guard,
         inputs=parts.inputs,
         public_url=settings.public_url,

@@ -115,6 +115,10 @@ class Inputs:
             pixels = await self._decoder.decode(data, kind)
         except Refused as error:
             raise BadInput(str(error)) from None
+        return await self.keep(pixels)
+
+    async def keep(self, pixels: NDArray[np.uint8]) -> StoredInput:
+        """Stores pixels of our own making: (height, width, 3), of a mask (height, width). Raises ``Unavailable``."""
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, self._put, pixels)
         except OSError as error:

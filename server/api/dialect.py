@@ -23,6 +23,7 @@ from server.inputs import Inputs
 from server.jobs.base import Job, JobStore
 from server.keys import KeyStore
 from server.net import Guard
+from server.preloads import Preloads
 from server.service import Service
 
 #: HTTP status by error code; a code that is not here is our fault.
@@ -63,6 +64,8 @@ class Context:
     jobs: JobStore
     catalog: Catalog
     keys: KeyStore
+    #: Loads models ahead.
+    preloads: Preloads
     #: Checks URLs that clients give.
     guard: Guard
     #: Keeps the pictures that clients send.

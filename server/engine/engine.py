@@ -24,6 +24,7 @@ from server.engine.lanes import AGING_S, Choice, Lanes
 from server.engine.models import Beside, Budget, ResidentModels, Weigh
 from server.engine.outlook import Outlook
 from server.engine.tickets import Pass, Ticket
+from server.engine.wishes import Wishes
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,8 @@ class Engine:
         self._check = check
         self._clock = clock
         self._inbox: deque[Ticket] = deque()
+        #: What is wanted on the device; ``wake`` is to be set after one is added.
+        self.wishes = Wishes()
         #: Set when there may be something to do.
         self.wake = threading.Event()
         #: Not yet conditioned, most urgent first.
@@ -98,6 +101,8 @@ class Engine:
         self._receive()
         self._drop_ended()
         self._admit()
+        if self.wishes.grant(self.models, self._busy):
+            self._last_step_end = None
         choice = self._lanes.choose()
         if choice is not None:
             self._step(choice)
@@ -105,6 +110,7 @@ class Engine:
         else:
             self._last_step_end = None
         self._publish()
+        self.wishes.tell()
         return choice is not None
 
     def close(self, error: Error | None = None) -> None:
@@ -112,6 +118,7 @@ class Engine:
         self._receive()
         for ticket in self._open():
             self._fail(ticket, error or Cancelled("the server is shutting down"))
+        self.wishes.close(error or Cancelled("the server is shutting down"))
         self.models.close()
         self._publish()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 from starlette.routing import compile_path
 
+from pipelines.errors import BrokenCheckpoint
 from server.api.modelslab.endpoints import ENDPOINTS
 from server.api.modelslab.segments import SEGMENTS
 from server.engine.executors.stub import StubExecutor
@@ -32,6 +35,7 @@ INPAINT = """/v6/images/inpaint /v6/images/text2img/inpaint /v4/dreambooth/inpai
 FETCH = """/v6/images/fetch /v6/realtime/fetch /v6/image_editing/fetch /v7/images/fetch /v3/fetch /v4/dreambooth/fetch
     /v3/dreambooth/fetch /v1/enterprise/fetch /v1/enterprise/images/fetch /v1/enterprise/realtime/fetch
     /v1/enterprise/image_editing/fetch /v1/enterprise/flux/fetch /v6/images/text2img/fetch""".split()
+RELOAD = ["/v6/images/model_reload", "/v4/dreambooth/model_reload", "/v3/dreambooth/model_reload"]
 UNAVAILABLE = {
     "removebg_mask": ["/v6/image_editing/removebg_mask", "/v6/image_editing/removebg"],
     "mask_creator": ["/v6/image_editing/mask_creator", "/v6/image_editing/create_mask"],
@@ -139,3 +143,63 @@ def test_no_path_is_hidden_by_an_earlier_placeholder() -> None:
         pattern = compile_path(path)[0]
         hidden = [later for later in paths[index + 1 :] if "{segment}" not in later and pattern.match(later)]
         assert [later for later in hidden if later.split("/")[3] in SEGMENTS] == []
+
+
+# Endpoints that others do not have
+
+
+async def test_outpaint_draws_around_the_picture(api: Any) -> None:
+    fields = {"image": PIXELS, "prompt": "a meadow", "width": "128", "height": 96, "overlap_width": "64"}
+    body = (await call(api, "/v6/image_editing/outpaint", fields)).json()
+    request = api.executor.requests[-1]
+    assert (body["status"], request.width, request.height, request.strength) == ("success", 128, 96, 1.0)
+    assert (body["meta"]["steps"], body["meta"]["guidance_scale"]) == (10, 8)
+    image, mask = (api.parts.inputs.read(digest) for digest in (request.image, request.mask))
+    assert image.shape == mask.shape == (96, 128, 3)
+    assert (image == 0).all()
+    assert (mask[47:49, 63:65] == 0).all() and (mask == 255).sum() == mask.size - 12
+
+
+async def test_outpaint_has_a_size_of_its_own_and_limits(api: Any) -> None:
+    asked = {"image": PIXELS, "prompt": "x", "num_inference_steps": 99, "width": 9999, "height": 256}
+    silent = (await call(api, "/v6/image_editing/outpainting", {"image": PIXELS})).json()["meta"]
+    large = (await call(api, "/v1/enterprise/image_editing/outpaint", asked)).json()
+    assert (silent["width"], silent["height"]) == (1024, 720)
+    assert (large["meta"]["width"], large["meta"]["steps"]) == (1024, 30)
+    assert large["warning"] == "width 1440 was lowered to 1024. steps 99 was lowered to 30."
+
+
+async def test_model_reload_answers_success_when_the_model_is_there(api: Any) -> None:
+    answers = [await call(api, path, {"model_id": "SD-1.5"}) for path in RELOAD]
+    assert {one.status_code for one in answers} == {200}
+    assert answers[0].json() == {
+        "status": "success", "message": "model loaded", "messege": "model loaded", "model_id": "sd15",
+    }  # fmt: skip
+
+
+async def test_model_reload_answers_processing_while_the_model_is_loaded(serve: Serve) -> None:
+    async with serve(StubExecutor(held=True), sync_wait_s=0.01) as api:
+        answers = [(await call(api, RELOAD[0], {"model_id": "sd15"})).json() for _ in range(2)]
+        assert [(one["status"], one["message"]) for one in answers] == [("processing", "model load started")] * 2
+        api.executor.release()
+        await asyncio.sleep(0.05)
+        assert (await call(api, RELOAD[0], {"model_id": "sd15"})).json()["status"] == "success"
+
+
+async def test_model_reload_says_what_is_wrong(api: Any) -> None:
+    api.executor.fail_next(BrokenCheckpoint("model sd15: unet is damaged"))
+    broken = await call(api, RELOAD[0], {"model_id": "sd15"})
+    unknown = await call(api, RELOAD[0], {"model_id": "nothing"})
+    silent = await call(api, RELOAD[0])
+    assert (broken.status_code, broken.json()["message"]) == (500, "model sd15: unet is damaged")
+    assert (unknown.status_code, unknown.json()["message"]) == (400, "Model not found: nothing")
+    assert (silent.status_code, silent.json()["message"]) == (400, "model_id is required")
+
+
+async def test_pictures_may_be_uploaded_as_files(api: Any) -> None:
+    png = base64.b64decode(PIXELS)
+    fields = {"key": api.key, "prompt": "x", "width": "64", "height": "64"}
+    files = {"init_image": ("a.png", png, "image/png"), "mask_image": ("b", png, "application/octet-stream")}
+    answer = await api.client.post("/api/v6/images/inpaint", data=fields, files=files)
+    assert (answer.status_code, answer.json()["meta"]["init_image"]) == (200, "base64")
+    assert api.parts.inputs.read(api.executor.requests[-1].image).shape == (2, 2, 3)

@@ -226,3 +226,11 @@ async def test_a_lora_that_is_copied_in_is_used_by_the_next_request(sd15_folder:
         assert difference(pixels_of(outcome), pixels_of(plain)) > 10
         assert outcome.warnings == ("LoRA night: its part for the text encoder was not applied.",)
         assert difference(pixels_of(await again.outcome()), pixels_of(plain)) <= 1
+
+
+async def test_a_model_can_be_loaded_before_it_draws(sd15_folder: Path) -> None:
+    async with executor_of(sd15_folder) as executor:
+        await executor.preload("sd15")
+        assert executor.stats().loaded_models == ("sd15",)
+        with pytest.raises(BrokenCheckpoint):
+            await executor.preload("nothing")

@@ -5,7 +5,9 @@ from __future__ import annotations
 from urllib.parse import parse_qsl
 
 import orjson
+import pybase64
 from fastapi import Request
+from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from server.api.modelslab.coerce import Fields
@@ -53,6 +55,11 @@ def _parse_form(data: bytes) -> dict[str, object]:
 async def _read_multipart(request: Request) -> dict[str, object]:
     try:
         async with request.form(max_files=_MAX_FIELDS, max_fields=_MAX_FIELDS) as form:
-            return {name: value for name, value in form.items() if isinstance(value, str)}
+            return {name: value if isinstance(value, str) else await _pack(value) for name, value in form.items()}
     except HTTPException:
         raise BadBody(f"{_INVALID}: the form cannot be read.") from None
+
+
+async def _pack(file: UploadFile) -> str:
+    """An uploaded file as what a picture's field holds otherwise; fields that want no picture cannot use it anyway."""
+    return pybase64.b64encode(await file.read()).decode("ascii")

@@ -10,6 +10,8 @@ from typing import Any
 from pipelines.request import Task
 from server.api.modelslab.answers import fetch
 from server.api.modelslab.drawing import EDITING, IMAGES, REALTIME, Style, draw
+from server.api.modelslab.loading import RELOAD_SCHEMA, reload
+from server.api.modelslab.outpainting import OUTPAINT_SCHEMA, outpaint
 from server.api.modelslab.schemas import json_schema
 from server.api.modelslab.unavailable import refuse
 from server.api.modelslab.visit import Handle
@@ -82,6 +84,23 @@ def _draws() -> Iterator[Endpoint]:
         yield _drawing(IMAGES, task, summary, *_under(*_COMMUNITY, name=task), *more[task])
 
 
+def _others() -> Iterator[Endpoint]:
+    yield Endpoint(
+        name="outpaint",
+        summary="Draws around an image, up to a larger canvas; answers as text2img.",
+        paths=(*_under(*_EDITING, name="outpaint"), *_under(*_EDITING, name="outpainting")),
+        handle=outpaint,
+        schema=OUTPAINT_SCHEMA,
+    )
+    yield Endpoint(
+        name="model_reload",
+        summary="Loads a model: success when it is there, processing while it is loaded.",
+        paths=_under(*_COMMUNITY, name="model_reload"),
+        handle=reload,
+        schema=RELOAD_SCHEMA,
+    )
+
+
 def _fetches() -> Iterator[Endpoint]:
     places = ("/v6/images", "/v6/realtime", "/v6/image_editing", "/v7/images", "/v3", "/v1/image_editing")
     paths = _under(*dict.fromkeys((*places, *_COMMUNITY)), name="fetch")
@@ -115,4 +134,4 @@ def _refusals() -> Iterator[Endpoint]:
 
 
 #: In the order in which paths are matched.
-ENDPOINTS: tuple[Endpoint, ...] = (*_draws(), *_fetches(), *_refusals())
+ENDPOINTS: tuple[Endpoint, ...] = (*_draws(), *_others(), *_fetches(), *_refusals())

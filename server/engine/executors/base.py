@@ -100,5 +100,11 @@ class Executor(Protocol):
     def submit(self, request: Request, *, deadline: float | None = None) -> Generation:
         """Queues a request. ``deadline`` is a ``time.monotonic()`` value; a row not finished by then fails."""
 
+    async def preload(self, model: str) -> None:
+        """Loads a model, by id, as soon as that takes none away that is in use; returns when it is there.
+
+        Raises what loading raised: a ``pipelines.errors.Error``, or worse.
+        """
+
     def stats(self) -> EngineStats:
         """A snapshot; cheap, from any thread."""

@@ -8,6 +8,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 from pipelines.auxiliary import FindAuxiliary, find_nothing
@@ -149,6 +150,28 @@ class LocalExecutor:
         )
         self.engine.submit(ticket)
         return LocalGeneration(self.engine, ticket, future, begun)
+
+    async def preload(self, model: str) -> None:
+        """See ``Executor.preload``."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+
+        def resolve(error: Exception | None) -> None:
+            if future.done():
+                return
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
+
+        def tell(error: Exception | None) -> None:
+            with suppress(RuntimeError):
+                # Raised where the event loop was closed meanwhile: nobody is left to be told.
+                loop.call_soon_threadsafe(resolve, error)
+
+        self.engine.wishes.add(model, tell)
+        self.engine.wake.set()
+        await future
 
     def stats(self) -> EngineStats:
         """See ``Executor.stats``."""

@@ -100,6 +100,7 @@ class StubExecutor:
         self._arrived = asyncio.Event()
         self._alive = False
         self._steps = 0
+        self._loaded: list[str] = []
 
     async def start(self) -> None:
         self._alive = True
@@ -121,6 +122,12 @@ class StubExecutor:
         self._open.append(generation)
         return generation
 
+    async def preload(self, model: str) -> None:
+        await self._gate.wait()
+        if self._failures:
+            raise self._failures.popleft()
+        self._loaded.append(model)
+
     def stats(self) -> EngineStats:
         now = time.monotonic()
         waiting = [one for one in self._open if not one.ended and one.began is None]
@@ -133,6 +140,7 @@ class StubExecutor:
             row_steps_total=self._steps,
             rows_per_forward={1: self._steps} if self._steps else {},
             per_row_s=self._per_row_s,
+            loaded_models=tuple(self._loaded),
             heartbeat=now,
             alive=self._alive,
         )

@@ -1,0 +1,44 @@
+"""Models loaded ahead of any request."""
+
+from __future__ import annotations
+
+from pipelines.errors import BrokenCheckpoint, Cancelled
+from tests.unit.engine.bench import Bench
+
+
+def test_a_wish_loads_a_model_that_nobody_draws_with() -> None:
+    bench = Bench()
+    told: list[Exception | None] = []
+    bench.engine.wishes.add("a", told.append)
+    assert bench.engine.turn() is False
+    assert (told, bench.engine.stats.loaded_models) == ([None], ("a",))
+
+
+def test_a_wish_takes_no_model_away_that_is_in_use() -> None:
+    bench = Bench(max_resident=1)
+    bench.submit(model="a", steps=3)
+    bench.run(turns=1)
+    told: list[Exception | None] = []
+    bench.engine.wishes.add("b", told.append)
+    bench.run(turns=1)
+    assert (told, bench.engine.stats.loaded_models) == ([], ("a",))
+    bench.run()
+    bench.engine.turn()
+    assert (told, bench.engine.stats.loaded_models) == ([None], ("b",))
+
+
+def test_a_wish_that_cannot_be_granted_is_told_why() -> None:
+    bench = Bench()
+    bench.broken.add("a")
+    told: list[Exception | None] = []
+    bench.engine.wishes.add("a", told.append)
+    bench.engine.turn()
+    assert isinstance(told[0], BrokenCheckpoint)
+
+
+def test_wishes_end_with_the_engine() -> None:
+    bench = Bench()
+    told: list[Exception | None] = []
+    bench.engine.wishes.add("a", told.append)
+    bench.engine.close()
+    assert isinstance(told[0], Cancelled)
