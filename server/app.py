@@ -23,6 +23,7 @@ from server.catalog import Catalog
 from server.config import ROOT, Settings
 from server.database.connect import Database
 from server.engine.executors.base import Executor
+from server.gallery import Gallery
 from server.inputs import Inputs
 from server.jobs.base import JobStore
 from server.jobs.sql import SqlJobStore
@@ -73,7 +74,7 @@ def build_parts(
     service = Service(
         executor,
         jobs,
-        images,
+        Gallery(images, quality=settings.picture_quality),
         Webhooks(guard, timeout_s=settings.webhook_timeout_s, delays_s=settings.webhook_delays_s),
         catalog,
         {name: dialect.webhook_body for name, dialect in dialects.items()},
@@ -188,6 +189,7 @@ def _add_routes(app: FastAPI, parts: Parts) -> None:
         preloads=parts.preloads,
         guard=parts.guard,
         inputs=parts.inputs,
+        images=parts.images,
         public_url=settings.public_url,
         sync_wait_s=settings.sync_wait_s,
         reproducible=settings.reproducible,

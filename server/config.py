@@ -67,6 +67,8 @@ class ModelsLabSettings(BaseModel):
     strict_sizes: bool = False
     #: ``clip_skip`` of a request without one, where the model says nothing: 1 is stock, the documentation says 2.
     clip_skip_default: int = Field(default=1, ge=1, le=2)
+    #: What ``output`` holds with ``base64``: URLs of text files, as the hosted service answers, or the text itself.
+    base64_mode: Literal["url", "inline"] = "url"
 
 
 class SafetySettings(BaseModel):
@@ -151,6 +153,8 @@ class Settings(BaseSettings):
     #: Seconds for one try of a webhook, and the pauses before each further try.
     webhook_timeout_s: float = Field(default=15.0, gt=0)
     webhook_delays_s: _Seconds = (1.0, 5.0, 25.0)
+    #: Quality of JPEG and WebP pictures.
+    picture_quality: int = Field(default=92, ge=1, le=100)
 
     safety: SafetySettings = SafetySettings()
     modelslab: ModelsLabSettings = ModelsLabSettings()

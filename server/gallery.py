@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from server.engine.executors.base import Outcome, Picture
 from server.jobs.base import Job
 from server.storage.base import ImageStore
-from server.storage.png import encode_png
+from server.storage.formats import Encoding, encode
+from server.storage.names import extension
 
 logger = logging.getLogger(__name__)
 
@@ -17,8 +18,9 @@ logger = logging.getLogger(__name__)
 class Gallery:
     """What the service stores of an outcome. ``close`` at the end; nothing to start."""
 
-    def __init__(self, images: ImageStore, *, encoders: int = 2) -> None:
+    def __init__(self, images: ImageStore, *, encoders: int = 2, quality: int = 92) -> None:
         self._images = images
+        self._quality = quality
         self._encoders = ThreadPoolExecutor(max_workers=encoders, thread_name_prefix="encode")
 
     async def keep(self, job: Job, outcome: Outcome) -> None:
@@ -40,5 +42,6 @@ class Gallery:
         self._encoders.shutdown()
 
     async def _put(self, name: str, picture: Picture) -> None:
-        data = await asyncio.get_running_loop().run_in_executor(self._encoders, encode_png, picture.pixels)
+        encoding = Encoding(extension=extension(name), quality=self._quality)
+        data = await asyncio.get_running_loop().run_in_executor(self._encoders, encode, picture.pixels, encoding)
         await self._images.put(name, data)

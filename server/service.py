@@ -23,11 +23,10 @@ from server.gallery import Gallery
 from server.jobs.base import DuplicateJob, Job, JobState, JobStore, WebhookState
 from server.jobs.ids import new_id, parse_id
 from server.notices import Notices
+from server.outputs import Outputs
 from server.pace import Pace
 from server.patience import Interrupted, Patience
 from server.results import describe
-from server.storage.base import ImageStore
-from server.storage.names import new_name
 from server.webhooks import Webhooks
 
 logger = logging.getLogger(__name__)
@@ -60,7 +59,7 @@ class Service:
         self,
         executor: Executor,
         jobs: JobStore,
-        images: ImageStore,
+        gallery: Gallery,
         webhooks: Webhooks,
         catalog: Catalog,
         webhook_bodies: Mapping[str, Callable[[Job], bytes]],
@@ -71,13 +70,12 @@ class Service:
         max_attempts: int = 3,
         forced_safety: str | None = None,
         window: int = 64,
-        encoders: int = 2,
         close_grace_s: float = 10.0,
         retry_pause_s: float = 0.25,
     ) -> None:
         self._executor = executor
         self._jobs = jobs
-        self._gallery = Gallery(images, encoders=encoders)
+        self._gallery = gallery
         self._notices = Notices(webhooks, jobs, webhook_bodies)
         self._catalog = catalog
         self._deadline_s = deadline_s
@@ -160,6 +158,7 @@ class Service:
         echo: dict[str, Any],
         base_url: str,
         webhook: str | None = None,
+        outputs: Outputs = Outputs(),
     ) -> Job:
         """Stores the job and queues it; it can be fetched, also after a crash, once this returns.
 
@@ -170,7 +169,7 @@ class Service:
             raise Unavailable("Service temporarily unavailable. Please try again.")
         self._backlog.reserve(owner)
         try:
-            job = await self._add(completed, owner, dialect, echo, base_url, webhook)
+            job = await self._add(completed, owner, dialect, echo, base_url, webhook, outputs)
         except BaseException:
             self._backlog.free(owner)
             raise
@@ -235,7 +234,14 @@ class Service:
     # Queue
 
     async def _add(
-        self, completed: Decided, owner: str, dialect: str, echo: dict[str, Any], base_url: str, webhook: str | None
+        self,
+        completed: Decided,
+        owner: str,
+        dialect: str,
+        echo: dict[str, Any],
+        base_url: str,
+        webhook: str | None,
+        outputs: Outputs,
     ) -> Job:
         request = completed.request
         while True:
@@ -245,12 +251,13 @@ class Service:
                 dialect=dialect,
                 request=request.to_json(),
                 echo=echo,
-                outputs=tuple(new_name(index) for index in range(request.pictures)),
+                outputs=outputs.new_names(request.pictures),
                 warnings=completed.warnings,
                 base_url=base_url,
                 webhook=webhook,
                 webhook_state=WebhookState.PENDING if webhook else WebhookState.NONE,
                 created_at=time.time(),
+                temporary=outputs.temporary,
             )
             with suppress(DuplicateJob):
                 await self._jobs.add(job)

@@ -25,6 +25,7 @@ from server.keys import KeyStore
 from server.net import Guard
 from server.preloads import Preloads
 from server.service import Service
+from server.storage.base import ImageStore
 
 #: HTTP status by error code; a code that is not here is our fault.
 STATUS: dict[str, int] = {
@@ -37,6 +38,7 @@ STATUS: dict[str, int] = {
     "invalid_key": 401,
     "forbidden": 403,
     "not_found": 404,
+    "expired": 404,
     "method_not_allowed": 405,
     "body_too_large": 413,
     "queue_full": 429,
@@ -70,6 +72,8 @@ class Context:
     guard: Guard
     #: Keeps the pictures that clients send.
     inputs: Inputs
+    #: Finished pictures, to be read.
+    images: ImageStore
     #: Base of the URLs in answers; None = as the caller addressed the server.
     public_url: str | None = None
     #: Seconds a submitting call waits for its pictures.

@@ -32,9 +32,11 @@ jobs = sa.Table(
     sa.Column("result", _Json),
     sa.Column("error_code", sa.Text),
     sa.Column("error_message", sa.Text),
+    sa.Column("temporary", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Index("jobs_by_state", "state", "created_at", "number"),
     sa.Index("jobs_by_owner", "owner", "state"),
     sa.Index("jobs_by_webhook_state", "webhook_state", "created_at", "number"),
+    sa.Index("jobs_by_temporary", "temporary", "state", "created_at", "number"),
     sqlite_autoincrement=True,
 )
 

@@ -9,13 +9,15 @@ from typing import Any, Protocol
 
 
 class JobState(StrEnum):
-    """A job's life; the last three are terminal and never change again."""
+    """A job's life; from SUCCEEDED on it is terminal, and what is terminal never changes again, except to EXPIRED."""
 
     QUEUED = "queued"
     RUNNING = "running"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    #: Succeeded once; its pictures have been deleted since.
+    EXPIRED = "expired"
 
     @property
     def terminal(self) -> bool:
@@ -66,6 +68,8 @@ class Job:
     result: dict[str, Any] | None = None
     error_code: str | None = None
     error_message: str | None = None
+    #: Its pictures are kept for a day, whatever the settings say of others.
+    temporary: bool = False
 
 
 class JobStore(Protocol):
@@ -95,6 +99,9 @@ class JobStore(Protocol):
     async def cancel(self, job_id: int, *, now: float) -> Job | None:
         """QUEUED or RUNNING -> CANCELLED; None if the job is already terminal."""
 
+    async def expire(self, job_id: int, *, message: str) -> Job | None:
+        """SUCCEEDED -> EXPIRED, error_code "expired"; ``finished_at`` stays. None if the job is in another state."""
+
     async def release(self, job_id: int) -> Job | None:
         """RUNNING -> QUEUED, the attempt taken back: the server closes, and the job is not to blame. None otherwise."""
 
@@ -103,6 +110,15 @@ class JobStore(Protocol):
 
     async def queued(self) -> list[Job]:
         """All QUEUED jobs, oldest first (by created_at, then by order of insertion)."""
+
+    async def unfinished(self) -> list[Job]:
+        """All QUEUED and RUNNING jobs, oldest first."""
+
+    async def finished(self, *, until: float, temporary: bool = False, limit: int) -> list[Job]:
+        """SUCCEEDED jobs with pictures that ended at this Unix time or before, oldest first, at most ``limit``.
+
+        ``temporary``: only those whose pictures are.
+        """
 
     async def set_webhook_state(self, job_id: int, state: WebhookState) -> None:
         """Records what became of the webhook."""

@@ -65,6 +65,12 @@ class MemoryJobStore:
         """QUEUED or RUNNING -> CANCELLED; None if the job is already terminal."""
         return self._change(job_id, JobState.QUEUED, JobState.RUNNING, to=JobState.CANCELLED, finished_at=now)
 
+    async def expire(self, job_id: int, *, message: str) -> Job | None:
+        """SUCCEEDED -> EXPIRED; None if the job is in another state."""
+        return self._change(
+            job_id, JobState.SUCCEEDED, to=JobState.EXPIRED, error_code="expired", error_message=message
+        )
+
     async def requeue_running(self) -> int:
         """Every RUNNING job -> QUEUED; returns how many."""
         running = [job.id for job in self._jobs.values() if job.state is JobState.RUNNING]
@@ -76,6 +82,20 @@ class MemoryJobStore:
         """All QUEUED jobs, oldest first."""
         # Dictionaries keep the order of insertion and sorting is stable.
         return sorted((j for j in self._jobs.values() if j.state is JobState.QUEUED), key=lambda job: job.created_at)
+
+    async def unfinished(self) -> list[Job]:
+        """All QUEUED and RUNNING jobs, oldest first."""
+        return sorted((j for j in self._jobs.values() if not j.state.terminal), key=lambda job: job.created_at)
+
+    async def finished(self, *, until: float, temporary: bool = False, limit: int) -> list[Job]:
+        """SUCCEEDED jobs with pictures that ended by then, oldest first; see ``JobStore.finished``."""
+        found = [
+            job
+            for job in self._jobs.values()
+            if job.state is JobState.SUCCEEDED and (job.finished_at or 0.0) <= until
+            if job.outputs and job.temporary >= temporary
+        ]
+        return sorted(found, key=lambda job: job.created_at)[:limit]
 
     async def set_webhook_state(self, job_id: int, state: WebhookState) -> None:
         """Records what became of the webhook."""

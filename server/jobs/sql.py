@@ -82,6 +82,12 @@ class SqlJobStore:
             job_id, JobState.RUNNING, to=JobState.QUEUED, attempts=jobs.c.attempts - 1, started_at=None
         )
 
+    async def expire(self, job_id: int, *, message: str) -> Job | None:
+        """SUCCEEDED -> EXPIRED; None if the job is in another state."""
+        return await self._change(
+            job_id, JobState.SUCCEEDED, to=JobState.EXPIRED, error_code="expired", error_message=message
+        )
+
     async def requeue_running(self) -> int:
         """Every RUNNING job -> QUEUED; returns how many."""
         statement = (
@@ -95,6 +101,20 @@ class SqlJobStore:
     async def queued(self) -> list[Job]:
         """All QUEUED jobs, oldest first."""
         return await self._select(jobs.c.state == JobState.QUEUED.value)
+
+    async def unfinished(self) -> list[Job]:
+        """All QUEUED and RUNNING jobs, oldest first."""
+        return await self._select(jobs.c.state.in_([JobState.QUEUED.value, JobState.RUNNING.value]))
+
+    async def finished(self, *, until: float, temporary: bool = False, limit: int) -> list[Job]:
+        """SUCCEEDED jobs with pictures that ended by then, oldest first; see ``JobStore.finished``."""
+        conditions = [jobs.c.state == JobState.SUCCEEDED.value, jobs.c.finished_at <= until]
+        conditions.append(sa.cast(jobs.c.outputs, sa.Text) != "[]")
+        # Nothing has ended before it was stored, and by this the index is ordered.
+        conditions.append(jobs.c.created_at <= until)
+        if temporary:
+            conditions.append(jobs.c.temporary == sa.true())
+        return await self._select(*conditions, limit=limit)
 
     async def set_webhook_state(self, job_id: int, state: WebhookState) -> None:
         """Records what became of the webhook."""
@@ -141,8 +161,8 @@ class SqlJobStore:
         rows = sorted(await self._database.read(find), key=lambda row: -row.number)[skip : skip + limit]
         return [_job(row) for row in rows]
 
-    async def _select(self, *conditions: sa.ColumnElement[bool]) -> list[Job]:
-        statement = sa.select(*_COLUMNS).where(*conditions).order_by(*_OLDEST_FIRST)
+    async def _select(self, *conditions: sa.ColumnElement[bool], limit: int | None = None) -> list[Job]:
+        statement = sa.select(*_COLUMNS).where(*conditions).order_by(*_OLDEST_FIRST).limit(limit)
         return await self._database.read(lambda connection: [_job(row) for row in connection.execute(statement)])
 
     async def _change(self, job_id: int, *allowed: JobState, to: JobState, **values: Any) -> Job | None:

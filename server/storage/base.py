@@ -15,6 +15,8 @@ class StoredImage:
     size: int
     #: From the name's ending, never from the content.
     media_type: str
+    #: Unix seconds of the storing.
+    modified: float
 
 
 class ImageStore(Protocol):
@@ -31,3 +33,9 @@ class ImageStore(Protocol):
 
     async def delete(self, name: str) -> None:
         """Removes it; nothing happens if it is not there."""
+
+    async def used_bytes(self) -> int:
+        """The sizes of all files together; looks at each one."""
+
+    async def temporary(self, *, before: float) -> list[str]:
+        """The temporary names that were stored before this Unix time."""

@@ -1,15 +1,17 @@
-"""Images in one local folder."""
+"""Images in one local folder, temporary ones in a folder of it."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from server.errors import Unavailable
 from server.storage.base import StoredImage
 from server.storage.disk import make_folder, write_file
-from server.storage.names import is_name, media_type
+from server.storage.names import TEMPORARY, is_name, media_type
 
 
 class LocalImageStore:
@@ -19,9 +21,10 @@ class LocalImageStore:
         self._root = root
 
     async def start(self) -> None:
-        """Makes the folder. Raises ``Unavailable`` if that fails."""
+        """Makes the folders. Raises ``Unavailable`` if that fails."""
         try:
             await asyncio.to_thread(make_folder, self._root)
+            await asyncio.to_thread(make_folder, self._root / TEMPORARY)
         except OSError as error:
             raise Unavailable("The image folder cannot be made") from error
 
@@ -45,6 +48,28 @@ class LocalImageStore:
         if is_name(name):
             await asyncio.to_thread((self._root / name).unlink, missing_ok=True)
 
+    async def used_bytes(self) -> int:
+        """The sizes of all files together."""
+        return await asyncio.to_thread(lambda: sum(status.st_size for _, status in self._files("", TEMPORARY)))
+
+    async def temporary(self, *, before: float) -> list[str]:
+        """The temporary names that were stored before this Unix time."""
+        return await asyncio.to_thread(
+            lambda: [name for name, status in self._files(TEMPORARY) if status.st_mtime < before]
+        )
+
+    def _files(self, *prefixes: str) -> Iterator[tuple[str, os.stat_result]]:
+        for prefix in prefixes:
+            with os.scandir(self._root / prefix) as entries:
+                for entry in entries:
+                    name = f"{prefix}{entry.name}"
+                    try:
+                        if is_name(name) and entry.is_file(follow_symlinks=False):
+                            yield name, entry.stat(follow_symlinks=False)
+                    except FileNotFoundError:
+                        # Deleted meanwhile.
+                        continue
+
     def _find(self, name: str) -> StoredImage | None:
         path = self._root / name
         try:
@@ -53,4 +78,4 @@ class LocalImageStore:
             return None
         if not stat.S_ISREG(status.st_mode):
             return None
-        return StoredImage(path=path, size=status.st_size, media_type=media_type(name))
+        return StoredImage(path=path, size=status.st_size, media_type=media_type(name), modified=status.st_mtime)

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 Serve = Callable[..., AbstractAsyncContextManager[Any]]
 
 #: Every route that answers without a key.
-OPEN = {"/", "/health", "/ready", "/up", "/generations/{name}"}
+OPEN = {"/", "/health", "/ready", "/up", "/generations/{name}", "/temp/{name}"}
 
 
 async def test_probes_are_answered_without_a_key(api: Any) -> None:

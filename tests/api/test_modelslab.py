@@ -88,6 +88,7 @@ STRINGS_META = {
     "upscale": "no",
     "watermark": "no",
     "full_url": "no",
+    "output_format": "png",
     "temp": "no",
     "base64": "no",
     "vae": None,
@@ -195,19 +196,16 @@ async def test_every_option_that_is_not_applied_is_named(api: Any) -> None:
     asked = {
         "enhance_prompt": True,
         "upscale": "2",
-        "base64": "1",
         "embeddings": "neg",
         "ip_adapter_id": "ip-adapter_sd15",
         "init_image": "http://a/b.png",
         "tomesd": "yes",
-        "temp": [1],
         "self_attention": "perhaps",
     }
     body = (await api.text2img(**asked)).json()
     assert body["status"] == "success"
     assert body["warning"] == (
-        "Not applied: enhance_prompt, tomesd, self_attention, upscale, temp, "
-        "base64, embeddings_model, ip_adapter_id, init_image."
+        "Not applied: enhance_prompt, tomesd, self_attention, upscale, embeddings_model, ip_adapter_id, init_image."
     )
     assert (body["meta"]["lora"], body["meta"]["upscale"], body["meta"]["enhance_prompt"]) == (None, "no", "no")
 

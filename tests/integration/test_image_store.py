@@ -27,6 +27,9 @@ MALFORMED = [
     new_name(0) + "/",
     new_name(0) + "\0",
     new_name(0).replace(".png", ".html"),
+    "temp/../" + new_name(0),
+    "temp/temp/" + new_name(0),
+    new_name(0).replace(".png", ".base64"),
     "." + new_name(0) + ".tmp",
     "x" * 10_000,
     "\ud800",
@@ -61,6 +64,19 @@ async def test_a_rerun_overwrites(store: ImageStore) -> None:
     assert found.path.read_bytes() == b"other"
 
 
+async def test_temporary_pictures_are_told_apart_by_name_and_age(store: ImageStore) -> None:
+    lasting, temporary = new_name(0), new_name(0, "jpg", temporary=True)
+    for name in (lasting, temporary):
+        await store.put(name, b"1234567")
+    stored = await store.get(temporary)
+    assert stored is not None and stored.media_type == "image/jpeg"
+    assert await store.temporary(before=stored.modified) == []
+    assert await store.temporary(before=stored.modified + 1) == [temporary]
+    assert await store.used_bytes() == 14
+    await store.delete(temporary)
+    assert (await store.get(temporary), await store.used_bytes()) == (None, 7)
+
+
 async def test_deleting_twice_is_no_error(store: ImageStore) -> None:
     name = new_name(0)
     await store.put(name, b"x")
@@ -87,7 +103,7 @@ async def test_starting_again_keeps_images_and_removes_what_a_crash_left(tmp_pat
     await store.put(name, b"x")
     (tmp_path / f".{new_name(1)}.0123.tmp").write_bytes(b"half")
     await store.start()
-    assert names(tmp_path) == [name]
+    assert names(tmp_path) == [name, "temp"]
 
 
 async def test_symlinks_are_not_read_and_not_written_through(tmp_path: Path) -> None:
@@ -99,7 +115,10 @@ async def test_symlinks_are_not_read_and_not_written_through(tmp_path: Path) -> 
     assert await store.get(name) is None
     await store.put(name, b"picture")
     assert secret.read_bytes() == b"secret"
-    assert await store.get(name) == StoredImage(path=tmp_path / "images" / name, size=7, media_type="image/png")
+    found = await store.get(name)
+    assert found is not None
+    path = tmp_path / "images" / name
+    assert found == StoredImage(path=path, size=7, media_type="image/png", modified=path.stat().st_mtime)
 
 
 async def test_folders_are_no_images(tmp_path: Path) -> None:

@@ -215,6 +215,44 @@ async def test_undelivered_are_terminal_and_pending(store: JobStore) -> None:
     assert delivered.webhook_state is WebhookState.DELIVERED
 
 
+async def succeed(store: JobStore, job: Job, *, now: float) -> Job:
+    await store.add(job)
+    await store.begin(job.id, now=now)
+    finished = await store.finish(job.id, result=RESULT, warnings=(), now=now)
+    assert finished is not None
+    return finished
+
+
+async def test_unfinished_are_queued_and_running(store: JobStore) -> None:
+    for number in (1, 2, 3):
+        await store.add(make(number))
+    await store.begin(2, now=101.0)
+    await store.cancel(3, now=101.0)
+    assert [job.id for job in await store.unfinished()] == [1, 2]
+
+
+async def test_finished_are_those_with_pictures_oldest_first(store: JobStore) -> None:
+    for number, temporary in ((3, False), (1, True), (2, True)):
+        job = make(number, outputs=("0-a.png",), temporary=temporary)
+        await succeed(store, replace(job, created_at=100.0 + number), now=200.0 + number)
+    await succeed(store, make(4), now=200.0)
+    await store.add(make(5, outputs=("0-b.png",)))
+    assert [job.id for job in await store.finished(until=300.0, limit=9)] == [1, 2, 3]
+    assert [job.id for job in await store.finished(until=202.0, limit=9)] == [1, 2]
+    assert [job.id for job in await store.finished(until=300.0, temporary=True, limit=1)] == [1]
+    assert [job.id for job in await store.finished(until=150.0, limit=9)] == []
+
+
+async def test_only_what_succeeded_expires(store: JobStore) -> None:
+    finished = await succeed(store, make(1, outputs=("0-a.png",)), now=102.0)
+    await store.add(make(2))
+    expired = replace(finished, state=JobState.EXPIRED, error_code="expired", error_message="Gone.")
+    assert await store.expire(1, message="Gone.") == expired
+    assert await store.expire(1, message="Gone.") is None
+    assert await store.expire(2, message="Gone.") is None
+    assert await store.finished(until=300.0, limit=9) == []
+
+
 async def test_count_has_every_state(store: JobStore) -> None:
     assert await store.count() == dict.fromkeys(JobState, 0)
     await store.add(make(1))

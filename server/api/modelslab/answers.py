@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import NoReturn
 
 from fastapi.responses import Response
@@ -12,6 +13,7 @@ from server.api.modelslab import render
 from server.api.modelslab.visit import Visit
 from server.errors import NotFound
 from server.jobs.base import Job, JobState
+from server.storage.encoded import read_encoded
 
 #: A fetch is held no longer than this: clients give up on a call after 20 s.
 _MAX_FETCH_WAIT_S = 10.0
@@ -29,19 +31,28 @@ async def fetch(visit: Visit) -> Response:
     patience = min(max(visit.fields.number("wait") or 0.0, 0.0), _MAX_FETCH_WAIT_S)
     if patience and not job.state.terminal:
         job = await visit.context.service.wait(job.id, patience)
-    return answer(visit, job, failed_status=visit.options.failed_status)
+    return await answer(visit, job, failed_status=visit.options.failed_status)
 
 
-def answer(visit: Visit, job: Job, *, failed_status: str) -> Response:
+async def answer(visit: Visit, job: Job, *, failed_status: str) -> Response:
     """The job as it stands; ``failed_status`` is the word for one that did not succeed."""
     if job.state is JobState.SUCCEEDED:
-        return JSONBytes(render.success(job))
+        return JSONBytes(render.success(job) | await _inline(visit, job))
     if not job.state.terminal:
         return JSONBytes(render.processing(job, visit.context.service.eta(job)))
     # Not 200: the SDKs that know no failure stop polling at a status they do not expect.
     code = "cancelled" if job.state is JobState.CANCELLED else job.error_code or ""
     status = 200 if visit.options.legacy_http_200 else STATUS.get(code, 500)
     return JSONBytes(render.failure(job, failed_status), status_code=status)
+
+
+async def _inline(visit: Visit, job: Job) -> dict[str, list[str]]:
+    """What replaces the links where the answer is to hold the text itself."""
+    if visit.options.base64_mode == "url" or not job.echo.get("base64"):
+        return {}
+    texts = await asyncio.gather(*(read_encoded(visit.context.images, name) for name in job.outputs))
+    # What has been deleted since the job was read is left out.
+    return {"output": [text.decode("ascii") for text in texts if text is not None]}
 
 
 def _refuse_unknown() -> NoReturn:

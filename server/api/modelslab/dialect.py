@@ -33,6 +33,7 @@ class ModelsLab:
         max_steps: int = Options.max_steps,
         strict_sizes: bool = Options.strict_sizes,
         clip_skip_default: int = Options.clip_skip_default,
+        base64_mode: Literal["url", "inline"] = Options.base64_mode,
     ) -> None:
         self._options = Options(
             failed_status=failed_status,
@@ -40,6 +41,7 @@ class ModelsLab:
             max_steps=max_steps,
             strict_sizes=strict_sizes,
             clip_skip_default=clip_skip_default,
+            base64_mode=base64_mode,
         )
 
     def router(self, context: Context) -> APIRouter:

@@ -70,7 +70,7 @@ async def submit(visit: Visit, call: Call, found: Resolved, style: Style, *, unt
     if not call.instant:
         # Clients wait for an answer, however much of the time went into fetching their pictures.
         job = await visit.context.service.wait(job.id, max(until - time.monotonic(), 0.0))
-    return answer(visit, job, failed_status="error")
+    return await answer(visit, job, failed_status="error")
 
 
 def check_webhook(visit: Visit, url: str | None) -> None:
@@ -96,9 +96,12 @@ async def _add(visit: Visit, call: Call, found: Resolved, style: Style) -> Job:
             pictures=call.pictures,
             safety_type=context.safety.replacement(call.draft),
             family=style.family,
+            base64=call.base64,
+            full_url=call.full_url,
         ),
         base_url=visit.base_url,
         webhook=call.webhook,
+        outputs=call.outputs,
     )
 
 

@@ -14,6 +14,7 @@ from server.errors import BadBody, QueueFull
 from server.inputs import is_url
 from server.jobs.base import Job, JobState
 from server.service import OPAQUE
+from server.storage.names import TEMPORARY, extension, text_name, url_path
 
 #: Our names of fields, where the wire has others.
 _WIRE_NAMES = {
@@ -23,6 +24,8 @@ _WIRE_NAMES = {
     "true_cfg": "true_cfg_scale",
     "loras": "lora_model",
 }
+#: Kinds of files, as ``output_format`` names them.
+_FORMATS = {"png": "png", "jpg": "jpeg", "webp": "webp"}
 _PROCESSING = "Try to fetch request after seconds estimated"
 _FETCH_TIP = "Poll fetch_result with your key until status is success; add ?wait=10 to be answered when it is done."
 
@@ -35,6 +38,8 @@ def make_echo(
     pictures: Mapping[str, str],
     safety_type: str,
     family: str,
+    base64: bool,
+    full_url: bool,
 ) -> dict[str, Any]:
     """What is stored beside the request so that answers can repeat it; never the key, and of pictures only URLs."""
     shown = {name: source if is_url(source) else "base64" for name, source in pictures.items()}
@@ -45,6 +50,8 @@ def make_echo(
         "pictures": shown,
         "safety_type": safety_type,
         "family": family,
+        "base64": base64,
+        "full_url": full_url,
     }
 
 
@@ -146,8 +153,9 @@ def rate_limit_headers(error: QueueFull) -> dict[str, str]:
 
 
 def output_links(job: Job) -> list[str]:
-    """Absolute URLs, fixed at submit."""
-    return [f"{job.base_url}/generations/{name}" for name in job.outputs]
+    """Absolute URLs, fixed at submit: of the pictures, or of their base64 text where that was asked for."""
+    names = map(text_name, job.outputs) if job.echo.get("base64") else job.outputs
+    return [job.base_url + url_path(name) for name in names]
 
 
 def meta(job: Job) -> dict[str, Any]:
@@ -181,8 +189,12 @@ def meta(job: Job) -> dict[str, Any]:
         "safety_checker_type": safety or echo.get("safety_type", SafetyRules.type),
         **used_options(),
         **used_loras(request.get("loras", ())),
+        "temp": _yes_no(job.temporary),
+        "base64": _yes_no(echo.get("base64", False)),
+        "full_url": _yes_no(echo.get("full_url", False)),
+        "output_format": _FORMATS[extension(job.outputs[0])],
         "outdir": "out",
-        "file_prefix": job.outputs[0],
+        "file_prefix": job.outputs[0].removeprefix(TEMPORARY),
     }
     if request.get("image") is not None:
         values |= {**echo.get("pictures", {}), "strength": request["strength"]}

@@ -15,6 +15,7 @@ from server.api.modelslab.coerce import Fields
 from server.api.modelslab.loras import read_loras, surplus_strengths
 from server.api.modelslab.pictures import NEEDED
 from server.api.modelslab.unbuilt import find_unapplied
+from server.outputs import Outputs, parse_format
 
 _PROMPT_LIMIT = 10_000
 _NAME_LIMIT = 1_000
@@ -35,6 +36,7 @@ class Options:
     max_steps: int = 50
     strict_sizes: bool = False
     clip_skip_default: int = 1
+    base64_mode: Literal["url", "inline"] = "url"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +56,11 @@ class Call:
     instant: bool
     #: Documented options that were asked for and are not applied.
     unapplied: tuple[str, ...]
+    outputs: Outputs
+    #: Answered as base64 text instead of links to pictures.
+    base64: bool
+    #: Links with scheme and host, which ours always are; only repeated.
+    full_url: bool
 
 
 def documented_defaults(options: Options) -> Defaults:
@@ -122,7 +129,16 @@ def read_call(fields: Fields, options: Options, task: Task) -> Call:
             *surplus_strengths(fields, len(loras)),
             *_find_surplus(fields, pictures),
         ),
+        outputs=_read_outputs(fields),
+        base64=fields.flag("base64") or False,
+        full_url=fields.flag("full_url") or False,
     )
+
+
+def _read_outputs(fields: Fields) -> Outputs:
+    name = fields.text("output_format", limit=_NAME_LIMIT)
+    extension = Outputs.extension if name is None else parse_format(name, field="output_format")
+    return Outputs(extension=extension, temporary=fields.flag("temp") or False)
 
 
 def _read_picture(fields: Fields, name: str) -> str:
@@ -186,6 +202,9 @@ _PROPERTIES: dict[str, Any] = {
     "safety_checker": _described("string", "yes: pictures that the safety checker flags are replaced."),
     "safety_checker_type": _described("string", "By what.", enum=list(REPLACEMENTS)),
     "highres_fix": _described("string", "yes: what is larger than the model's own size is drawn in two passes."),
+    "output_format": _described("string", "Extension: the pictures' files.", enum=["png", "jpeg", "webp"]),
+    "base64": _described("string", "yes: output holds links to base64 text, or such text, as the server is set."),
+    "temp": _described("string", "yes: the pictures are deleted after 24 hours."),
     "reproducible": _described("boolean", "Extension: bit-equal whatever else is being drawn."),
     "instant_response": _described("string", "yes: answer at once with status processing."),
     "webhook": _described("string", "URL that is told when the images are done."),

@@ -51,9 +51,6 @@ UNBUILT: tuple[Unbuilt, ...] = (
     # 1 is a factor here, not a yes.
     _flag("upscale", neutral=(1,)),
     _flag("watermark"),
-    _flag("full_url"),
-    _flag("temp"),
-    _flag("base64"),
     _value("embeddings_model", "embeddings", meta="embeddings"),
     _value("ip_adapter_id"),
     Unbuilt(name="ip_adapter_scale", neutral=(0, 0.6), meta="ip_adapter_scale", used=0.6),

@@ -6,6 +6,7 @@ from typing import Any
 
 from server.engine.executors.base import Progress
 from server.jobs.base import Job, JobState
+from server.storage.names import url_path
 
 
 def job_body(job: Job, progress: Progress) -> dict[str, Any]:
@@ -32,13 +33,13 @@ def webhook(job: Job) -> dict[str, Any]:
 
 def _facts(job: Job) -> dict[str, Any]:
     succeeded = job.state is JobState.SUCCEEDED
-    failed = job.state is JobState.FAILED
+    failed = job.state in (JobState.FAILED, JobState.EXPIRED)
     return {
         "dialect": job.dialect,
         "created_at": job.created_at,
         "started_at": job.started_at,
         "finished_at": job.finished_at,
-        "outputs": [f"{job.base_url}/generations/{name}" for name in job.outputs] if succeeded else [],
+        "outputs": [job.base_url + url_path(name) for name in job.outputs] if succeeded else [],
         "result": job.result,
         "warnings": list(job.warnings),
         "error": {"code": job.error_code, "message": job.error_message} if failed else None,

@@ -20,6 +20,7 @@ from server.backlog import Backlog
 from server.catalog import Catalog
 from server.engine.executors.stub import StubExecutor
 from server.errors import NotFound, QueueFull, Unavailable
+from server.gallery import Gallery
 from server.jobs.base import Job, JobState, WebhookState
 from server.jobs.memory import MemoryJobStore
 from server.net import Guard
@@ -99,7 +100,7 @@ class World:
         # Nothing listens on port 9, and the list of private hosts lets it be tried.
         webhooks = Webhooks(Guard(["127.0.0.1"]), timeout_s=1.0, delays_s=())
         bodies = {"test": lambda job: str(job.id).encode()}
-        return Service(self.executor, self.jobs, self.images, webhooks, Catalog([MODEL]), bodies, **limits)  # type: ignore[arg-type]
+        return Service(self.executor, self.jobs, Gallery(self.images), webhooks, Catalog([MODEL]), bodies, **limits)  # type: ignore[arg-type]
 
     @asynccontextmanager
     async def running(self, **limits: float) -> AsyncIterator[Service]:
@@ -387,7 +388,7 @@ async def test_a_job_that_fails_leaves_no_files(world: World) -> None:
     async with world.running() as service:
         job = await service.wait((await submit(service, samples=2)).id, PATIENT)
     assert (job.state, job.error_code) == (JobState.FAILED, "unavailable")
-    assert list((world.folder / "images").iterdir()) == []
+    assert [path for path in (world.folder / "images").rglob("*") if path.is_file()] == []
 
 
 async def test_only_a_job_that_reached_the_device_has_had_a_try(world: World) -> None:
