@@ -31,6 +31,10 @@ class RowStep(NamedTuple):
     blend: tuple[float, float] | None = None
     #: Slot of its LoRAs in the model's bank; 0 for a row without.
     lora: int = 0
+    #: Slots of its picture in the model's bank, for its positive and its negative side, and how much it counts; 0 for a
+    #: row without.
+    adapter: tuple[int, int] = (0, 0)
+    adapter_scale: float = 0.0
 
 
 class StepBlock:
@@ -43,7 +47,7 @@ class StepBlock:
     def __init__(self, *, entries: int, rows: int, device: torch.device) -> None:
         self.entries = entries
         self.rows = rows
-        words = 5 * entries + (7 + MATRIX) * rows
+        words = 7 * entries + (7 + MATRIX) * rows
         pinned = device.type == "cuda"
         self._host = torch.zeros(words, dtype=torch.int32, pin_memory=pinned)
         self._device = self._host if device.type == "cpu" else torch.zeros(words, dtype=torch.int32, device=device)
@@ -56,11 +60,13 @@ class StepBlock:
             ("entry_slot", entries),
             ("entry_conditioning", entries),
             ("entry_lora", entries),
+            ("entry_adapter", entries),
             ("row_slot", rows),
             ("row_positive", rows),
             ("row_negative", rows),
             ("timestep", entries),
             ("input_scale", entries),
+            ("entry_adapter_scale", entries),
             ("guidance", rows),
             ("norm_scaled", rows),
             ("blend", 2 * rows),
@@ -68,11 +74,12 @@ class StepBlock:
         ):
             self._at[name] = slice(start, start + length)
             start += length
-        #: Some row of the step scales by norms, blends, or has LoRAs; known on the host because it changes what is
-        #: launched.
+        #: Some row of the step scales by norms, blends, has LoRAs, or a picture as prompt; known on the host because it
+        #: changes what is launched.
         self.any_norm_scaled = False
         self.any_blended = False
         self.any_lora = False
+        self.any_adapter = False
 
     def fill(self, steps: Sequence[RowStep], *, scratch: int) -> None:
         """Writes the host side and sends it; ValueError when the rows do not fit."""
@@ -88,6 +95,8 @@ class StepBlock:
             *[2 * scratch] * spare,
             *[step.lora for step, _ in entries],
             *[0] * spare,
+            *[step.adapter[side] for step, side in entries],
+            *[0] * spare,
             *[step.slot for step in steps],
             *[scratch] * free,
             *positive,
@@ -99,6 +108,8 @@ class StepBlock:
             *[step.timestep for step, _ in entries],
             *[0.0] * spare,
             *[step.input_scale for step, _ in entries],
+            *[0.0] * spare,
+            *[step.adapter_scale for step, _ in entries],
             *[0.0] * spare,
             *[step.guidance or 0.0 for step in steps],
             *[0.0] * free,
@@ -113,6 +124,7 @@ class StepBlock:
         self.any_norm_scaled = any(step.norm_scaled for step in steps)
         self.any_blended = any(step.blend is not None for step in steps)
         self.any_lora = any(step.lora for step in steps)
+        self.any_adapter = any(step.adapter[0] for step in steps)
         if self._device is not self._host:
             self._device.copy_(self._host, non_blocking=True)
 

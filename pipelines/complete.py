@@ -6,18 +6,28 @@ import secrets
 from collections.abc import Collection
 from dataclasses import replace
 from math import nextafter
-from typing import TypeVar
+from typing import TypedDict, TypeVar
 
 from pipelines.auxiliary import AuxiliaryKind, FindAuxiliary, find_nothing
 from pipelines.draft import Completed, Defaults, ImageDraft, SafetyRules
 from pipelines.errors import InvalidRequest
 from pipelines.finishing import choose_highres
+from pipelines.ip_adapter import ADAPTED, IP_ADAPTERS
 from pipelines.model import Limits, ModelSpec
 from pipelines.request import ImageRequest, Sigmas, Task
 from pipelines.sizes import fit, scale_into
 from schedulers.registry import SCHEDULERS, parse_name
 
 N = TypeVar("N", int, float)
+
+
+class _AdapterValues(TypedDict):
+    """The fields of ``ImageRequest`` that belong together."""
+
+    ip_adapter: str | None
+    ip_adapter_scale: float
+    ip_adapter_image: str | None
+
 
 #: Families whose guidance is distilled, so that a second forward is something beside it.
 _TRUE_CFG_FAMILIES = frozenset({"flux"})
@@ -76,6 +86,7 @@ def complete(
         true_cfg=_choose_true_cfg(draft, model, fallback, warnings),
         clip_skip=_choose_clip_skip(draft, model, fallback, warnings),
         loras=_clamp_loras(draft, warnings),
+        **_choose_adapter(draft, model, warnings),
         safety=_choose_safety(draft, safety, warnings),
         highres=choose_highres(draft, model, (width, height), warnings),
         reproducible=reproducible if draft.reproducible is None else draft.reproducible,
@@ -166,6 +177,25 @@ def _clamp_loras(draft: ImageDraft, warnings: list[str]) -> tuple[tuple[str, flo
         (name, _clamp(f"strength of LoRA {name[:100]}", strength, 1.0, -most, most, warnings))
         for name, strength in draft.loras
     )
+
+
+def _choose_adapter(draft: ImageDraft, model: ModelSpec, warnings: list[str]) -> _AdapterValues:
+    """Raises ``InvalidRequest`` for an adapter that is unknown, of another family, or without a picture."""
+    name, default = draft.ip_adapter, ImageRequest.ip_adapter_scale
+    if name is not None and model.family not in ADAPTED:
+        warnings.append(f"ip_adapter was not used: {model.id} takes no picture as a prompt.")
+        name = None
+    if name is None:
+        return {"ip_adapter": None, "ip_adapter_scale": default, "ip_adapter_image": None}
+    facts = IP_ADAPTERS.get(name)
+    if facts is None:
+        raise InvalidRequest(f"IP-Adapter not found: {name[:100]}", field="ip_adapter")
+    if facts.family != model.family:
+        raise InvalidRequest(f"IP-Adapter {name} is for {facts.family} models, not for {model.id}", field="ip_adapter")
+    if draft.ip_adapter_image is None:
+        raise InvalidRequest("ip_adapter_image is required", field="ip_adapter_image")
+    scale = _clamp("ip_adapter_scale", draft.ip_adapter_scale, default, 0.0, 1.0, warnings)
+    return {"ip_adapter": name, "ip_adapter_scale": scale, "ip_adapter_image": draft.ip_adapter_image}
 
 
 def _choose_safety(draft: ImageDraft, rules: SafetyRules, warnings: list[str]) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from pipelines.family import Family
 from pipelines.flags import AHEAD, FiniteFlags
 from pipelines.images import Posterior, Sources
 from pipelines.inputs import ReadInput
+from pipelines.ip_adapters import ImagePrompt, IpAdapters
 from pipelines.lora import Loras
 from pipelines.lora_bank import LoraStack
 from pipelines.placement import Part, Placement
@@ -76,6 +77,8 @@ class DiffusionPipeline(Family):
         self._components = components
         #: From the first request that asks for a LoRA: until then the denoiser is untouched.
         self.loras: Loras | None = None
+        #: The same, for a picture as a prompt.
+        self.adapters: IpAdapters | None = None
         self.pools: dict[LaneKey, SlotPool] = {}
         self.cache = EmbeddingCache()
         self._flags = FiniteFlags()
@@ -147,6 +150,7 @@ class DiffusionPipeline(Family):
         stack = self._stack(request)
         vae = self.vaes.get(request.vae)
         source = self.sources.source(request, partial(self._posterior, vae), vae.key)
+        picture = self._picture(request, guided=encoded.negative is not None)
         lanes = [
             LaneKey(
                 model=request.model,
@@ -168,6 +172,7 @@ class DiffusionPipeline(Family):
                 source=source,
                 stack=stack,
                 vae=vae,
+                picture=picture,
             )
             for index, lane in enumerate(lanes)
         ]
@@ -185,6 +190,20 @@ class DiffusionPipeline(Family):
             )
         return self.loras.stack(request.loras, request.model)
 
+    def _picture(self, request: ImageRequest, *, guided: bool) -> ImagePrompt | None:
+        if request.ip_adapter is None:
+            return None
+        if self.adapters is None:
+            self.adapters = IpAdapters(
+                self.network,
+                dtype=self.dtype,
+                placement=self.placement,
+                find=self._find_auxiliary,
+                read=self.sources.pixels,
+                shared=self._components,
+            )
+        return self.adapters.prompt(request, guided=guided)
+
     @torch.inference_mode()
     def enter(self, row: Row) -> None:
         """See ``Pipeline.enter``."""
@@ -199,6 +218,8 @@ class DiffusionPipeline(Family):
                 row.slot = pool.take(row.encoded.positive, row.encoded.negative)
                 if row.stack is not None and self.loras is not None:
                     row.lora = self.loras.bank.take(row.stack)
+                if row.picture is not None and self.adapters is not None:
+                    row.adapter = self.adapters.take(row.picture)
                 self._begin(row, pool)
             except BaseException:
                 self.leave(row)
@@ -244,6 +265,9 @@ class DiffusionPipeline(Family):
         if self.loras is not None:
             self.loras.bank.give(row.lora)
             row.lora = 0
+        if self.adapters is not None:
+            self.adapters.give(row.adapter)
+            row.adapter = (0, 0)
         if row.lane.alone:
             self.pools.pop(row.lane, None)
         idle = [lane for lane, pool in self.pools.items() if pool.empty]
@@ -269,11 +293,16 @@ class DiffusionPipeline(Family):
         self._flags.collect()
         return list(self._flags.failed)
 
-    def _laid_over(self, block: StepBlock) -> contextlib.AbstractContextManager[None]:
-        """The rows' LoRAs are in place inside."""
-        if self.loras is None or not block.any_lora:
-            return contextlib.nullcontext()
-        return self.loras.bank.using(block.indices("entry_lora"))
+    @contextlib.contextmanager
+    def _laid_over(self, block: StepBlock) -> Iterator[None]:
+        """The rows' LoRAs and pictures are in place inside."""
+        with contextlib.ExitStack() as laid:
+            if self.loras is not None and block.any_lora:
+                laid.enter_context(self.loras.bank.using(block.indices("entry_lora")))
+            if self.adapters is not None and block.any_adapter:
+                scales = block.floats("entry_adapter_scale")
+                laid.enter_context(self.adapters.bank.using(block.indices("entry_adapter"), scales))
+            yield
 
     def _draw_ahead(self, pool: SlotPool, rows: Sequence[DiffusionRow]) -> None:
         for row in rows:

@@ -37,6 +37,10 @@ class ImageDraft:
     clip_skip: int | None = None
     #: (name, strength) in order.
     loras: tuple[tuple[str, float], ...] = ()
+    #: As in ``ImageRequest``; the picture comes with an id, or not at all.
+    ip_adapter: str | None = None
+    ip_adapter_scale: float | None = None
+    ip_adapter_image: str | None = None
     #: Whether the safety checker looks at the pictures, and what replaces one that it flags, in any spelling.
     safety: bool | None = None
     safety_type: str | None = None

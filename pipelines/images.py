@@ -82,7 +82,7 @@ class Sources:
         image = self._posterior((vae, request.image, None, *size), encode, lambda: self._tensor(request))
         if request.mask is None:
             return Source(image=image)
-        mask = to_mask(self._pixels(request.mask), *size)
+        mask = to_mask(self.pixels(request.mask), *size)
         key = (vae, request.image, request.mask, *size)
         masked = self._posterior(key, encode, lambda: self._tensor(request) * (mask < 0.5))
         return Source(image=image, masked=masked, mask=mask)
@@ -96,9 +96,10 @@ class Sources:
 
     def _tensor(self, request: ImageRequest) -> Tensor:
         assert request.image is not None
-        return to_tensor(self._pixels(request.image), request.width, request.height)
+        return to_tensor(self.pixels(request.image), request.width, request.height)
 
-    def _pixels(self, name: str) -> Pixels:
+    def pixels(self, name: str) -> Pixels:
+        """A stored input; see ``ReadInput``."""
         if self.read is None:
             raise InvalidRequest("this engine has no input pictures")
         return self.read(name)

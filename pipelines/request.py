@@ -93,6 +93,10 @@ class ImageRequest:
     clip_skip: int = 1
     #: (name, strength) of the LoRAs laid over the model for this request's rows, in order.
     loras: tuple[tuple[str, float], ...] = ()
+    #: Key of ``pipelines.ip_adapter.IP_ADAPTERS``: a picture, as ``image``, is part of the prompt. 0 <= scale <= 1.
+    ip_adapter: str | None = None
+    ip_adapter_scale: float = 0.6
+    ip_adapter_image: str | None = None
     #: What replaces a picture that the safety checker flags (``pipelines.safety``); None: it is not checked.
     safety: str | None = None
     #: Size of a first pass that a second one at the asked size starts from (``highres_fix``); None: there is one pass.

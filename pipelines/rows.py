@@ -11,6 +11,7 @@ from pipelines.base import ImageRow, LaneKey
 from pipelines.block import RowStep
 from pipelines.draws import Draw
 from pipelines.images import Source
+from pipelines.ip_adapters import ImagePrompt
 from pipelines.lora_bank import LoraStack
 from pipelines.request import ImageRequest
 from pipelines.step import Conditioning
@@ -45,6 +46,7 @@ class DiffusionRow(ImageRow):
         source: Source | None,
         vae: Vae,
         stack: LoraStack | None = None,
+        picture: ImagePrompt | None = None,
     ) -> None:
         super().__init__(
             request=request,
@@ -67,6 +69,9 @@ class DiffusionRow(ImageRow):
         #: Its LoRAs, and their slot in the model's bank once it has entered; 0: none.
         self.stack = stack if stack is not None and stack.parts else None
         self.lora = 0
+        #: Its picture as a prompt, and that one's slots in the model's bank once it has entered; 0: none.
+        self.picture = picture
+        self.adapter = (0, 0)
         #: The kept area is put back after each step.
         self.blends = False
         #: Noise drawn for the coming step, kept until the step has been applied: a retry must not draw again.
@@ -98,4 +103,6 @@ class DiffusionRow(ImageRow):
             norm_scaled=table.norm_scaled[at],
             blend=(float(table.blend[at, 0]), float(table.blend[at, 1])) if self.blends else None,
             lora=self.lora,
+            adapter=self.adapter,
+            adapter_scale=self.request.ip_adapter_scale,
         )

@@ -10,6 +10,26 @@ import shutil
 import uuid
 from pathlib import Path
 
+from pipelines.auxiliary import AuxiliaryKind, FindAuxiliary, find_auxiliary
+
+#: What demo models have stand-ins of: no other weights of these kinds fit them.
+_STAND_INS = frozenset({AuxiliaryKind.IP_ADAPTER, AuxiliaryKind.IMAGE_ENCODER})
+_IP_ADAPTERS = "ip-adapters"
+
+
+def finding_stand_ins(find: FindAuxiliary, folder: Path) -> FindAuxiliary:
+    """What a demo model finds: IP-Adapters of its size and their encoders, made when first asked for; else ``find``.
+
+    ``folder``: where the demo checkpoints lie.
+    """
+
+    def found(kind: AuxiliaryKind, name: str) -> Path | None:
+        if kind not in _STAND_INS:
+            return find(kind, name)
+        return find_auxiliary(ensure(_IP_ADAPTERS, folder), kind, name)
+
+    return found
+
 
 def ensure(name: str, folder: Path) -> Path:
     """The demo checkpoint ``folder / name``, made first if it is not there.
@@ -52,4 +72,6 @@ BUILDERS: dict[str, str] = {
     "flux": "pipelines.demo.flux:build",
     "flux-schnell": "pipelines.demo.flux:build_schnell",
     "flux-fill": "pipelines.demo.flux:build_fill",
+    # Beside models of any of these.
+    _IP_ADAPTERS: "pipelines.demo.ip_adapter:build",
 }

@@ -64,20 +64,25 @@ def scheduler(config: dict[str, Any]) -> Any:
         return getattr(diffusers, config["_class_name"]).from_config(config)
 
 
+def save_quietly(module: Any, folder: Path) -> None:
+    """A library's own ``save_pretrained`` without its progress bar."""
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        module.save_pretrained(folder)
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+
+
 def save(pipeline: Any, folder: Path, scheduler: dict[str, Any]) -> None:
     """Writes a diffusers pipeline as a folder, its scheduler's file exactly as given.
 
     diffusers' own save drops the keys that the scheduler's class does not know; published checkpoints have them, and
     whoever switches to another scheduler gets them from this file.
     """
-    from transformers.utils import logging
-
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        pipeline.save_pretrained(folder)
-    finally:
-        if bars:
-            logging.enable_progress_bar()
+    save_quietly(pipeline, folder)
     text = json.dumps(scheduler, indent=2) + "\n"
     (folder / "scheduler" / "scheduler_config.json").write_text(text, encoding="utf-8")

@@ -125,6 +125,10 @@ class Stock:
         self._vae = vae
         self._pipes: dict[Task, Any] = {}
 
+    def pipe(self, task: Task) -> Any:
+        """The pipeline of a task."""
+        return self._pipe(task)[0]
+
     def _pipe(self, task: Task) -> tuple[Any, Any]:
         import diffusers
 
@@ -139,8 +143,8 @@ class Stock:
         found: tuple[Any, Any] = self._pipes[task]
         return found
 
-    def pixels(self, case: Case) -> Pixels:
-        """What stock draws for a case."""
+    def pixels(self, case: Case, **more: Any) -> Pixels:
+        """What stock draws for a case; ``more`` is given to its call."""
         import diffusers
         import torch
 
@@ -156,6 +160,7 @@ class Stock:
             generator=[torch.Generator("cpu").manual_seed(request.seed)],
             output_type="np",
             **self._task_arguments(case, request),
+            **more,
         ).images
         pixels: Pixels = (images[0] * 255).round().astype(np.uint8)
         return pixels

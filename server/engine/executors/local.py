@@ -237,6 +237,7 @@ class LocalExecutor:
         """Runs on the device thread, which is the only one that imports torch."""
         import torch
 
+        from pipelines import demo
         from pipelines.device import pick_device
         from pipelines.host import Host
         from pipelines.quiet import quiet_libraries
@@ -246,11 +247,12 @@ class LocalExecutor:
         quiet_libraries()
         spec = self._made(name)
         module, _, family = FAMILIES[spec.family].partition(":")
+        find = self._find_auxiliary
         host = Host(
             device=pick_device(self._device),
             slots=self._slots,
             read_input=self._read,
-            find_auxiliary=self._find_auxiliary,
+            find_auxiliary=find if spec.demo is None else demo.finding_stand_ins(find, spec.folder.parent),
             shared=self._shared,
         )
         pipeline = getattr(importlib.import_module(module), family).load(spec, host)

@@ -297,4 +297,4 @@ def test_an_unknown_name_is_refused(tmp_path: Path) -> None:
 
 
 def test_every_builder_is_tested() -> None:
-    assert set(BUILDERS) == {"sd15", *DEMOS}
+    assert set(BUILDERS) == {"sd15", *DEMOS, "ip-adapters"}
