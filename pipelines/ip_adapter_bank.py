@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from pipelines.ip_adapter_file import TOKENS
@@ -73,8 +73,8 @@ class PicturedAttention:
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
     """(entries, places, width), and (entries, tokens, width) twice -> (entries, places, width)."""
-    split = (one.view(*one.shape[:2], heads, -1).transpose(1, 2) for one in (query, key, value))
-    return scaled_dot_product_attention(*split).transpose(1, 2).reshape(query.shape)
+    q, k, v = (one.view(*one.shape[:2], heads, -1).transpose(1, 2) for one in (query, key, value))
+    return scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(query.shape)
 
 
 def _restore(layers: list[weakref.ref[Any]]) -> None:
@@ -91,7 +91,7 @@ class IpAdapterBank:
         names = [name.removesuffix(".processor") for name in network.attn_processors if ".attn2." in name]
         attentions: list[Any] = [network.get_submodule(name) for name in names]
         #: (outputs, width of texts) of each cross-attention's keys, in diffusers' order.
-        self.layers: list[tuple[int, int]] = [tuple(one.to_k.weight.shape) for one in attentions]  # type: ignore[misc]
+        self.layers: list[tuple[int, int]] = [tuple(one.to_k.weight.shape) for one in attentions]
         self._now = _Now()
         self._slots = KeyedSlots(growth=GROWTH, max_idle=MAX_IDLE)
         width = sum(2 * outputs for outputs, _ in self.layers)
@@ -99,10 +99,10 @@ class IpAdapterBank:
         self._values = torch.zeros(1, TOKENS, width, dtype=dtype, device=device)
         self._install(attentions)
 
-    def _install(self, attentions: list[nn.Module]) -> None:
+    def _install(self, attentions: list[Any]) -> None:
         start = 0
         for attention, (outputs, _) in zip(attentions, self.layers, strict=True):
-            attention.set_processor(PicturedAttention(self._now, start, attention.processor))  # type: ignore[operator]
+            attention.set_processor(PicturedAttention(self._now, start, attention.processor))
             start += 2 * outputs
         # A denoiser may outlive its bank, in another model.
         weakref.finalize(self, _restore, [weakref.ref(one) for one in attentions])

@@ -57,7 +57,7 @@ class KeyedSlots:
         if self._free:
             return self._free.pop()
         idle = [key for key, slot in self._slots.items() if slot not in self._users]
-        if len(idle) >= self._max_idle:
+        if idle and len(idle) >= self._max_idle:
             return self._slots.pop(idle[0])
         self._free = list(range(self.capacity + self._growth - 1, self.capacity - 1, -1))
         self.capacity += self._growth

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def cross_attentions(unet: Any) -> list[tuple[int, int]]:
 
 
 def _linear(outputs: int, inputs: int, gain: float = 1.0) -> Tensor:
-    return torch.randn(outputs, inputs) * gain * inputs**-0.5
+    return torch.randn(outputs, inputs) * (gain / math.sqrt(inputs))
 
 
 def _norm(name: str, width: int) -> dict[str, Tensor]:
@@ -90,7 +91,7 @@ def _plain(inputs: int, width: int) -> dict[str, Tensor]:
 
 def _plus(inputs: int, width: int) -> dict[str, Tensor]:
     tensors = {
-        "image_proj.latents": torch.randn(1, TOKENS, HIDDEN) * HIDDEN**-0.5,
+        "image_proj.latents": torch.randn(1, TOKENS, HIDDEN) / math.sqrt(HIDDEN),
         "image_proj.proj_in.weight": _linear(HIDDEN, inputs),
         "image_proj.proj_in.bias": torch.zeros(HIDDEN),
         "image_proj.proj_out.weight": _linear(width, HIDDEN),

@@ -197,7 +197,7 @@ async def test_every_option_that_is_not_applied_is_named(api: Any) -> None:
         "enhance_prompt": True,
         "upscale": "2",
         "embeddings": "neg",
-        "ip_adapter_id": "ip-adapter_sd15",
+        "ip_adapter_scale": 1,
         "init_image": "http://a/b.png",
         "tomesd": "yes",
         "self_attention": "perhaps",
@@ -205,7 +205,7 @@ async def test_every_option_that_is_not_applied_is_named(api: Any) -> None:
     body = (await api.text2img(**asked)).json()
     assert body["status"] == "success"
     assert body["warning"] == (
-        "Not applied: enhance_prompt, tomesd, self_attention, upscale, embeddings_model, ip_adapter_id, init_image."
+        "Not applied: enhance_prompt, tomesd, self_attention, upscale, embeddings_model, ip_adapter_scale, init_image."
     )
     assert (body["meta"]["lora"], body["meta"]["upscale"], body["meta"]["enhance_prompt"]) == (None, "no", "no")
 

@@ -14,6 +14,7 @@ from pipelines.draft import Completed
 from pipelines.errors import InvalidRequest
 from pipelines.request import Task
 from server.api.modelslab import render
+from server.api.modelslab.adapters import fit_adapter
 from server.api.modelslab.answers import answer
 from server.api.modelslab.pictures import store_pictures
 from server.api.modelslab.schemas import Call, documented_defaults, read_call
@@ -53,6 +54,7 @@ async def draw(visit: Visit, *, task: Task, style: Style) -> Response:
     found = choose_model(visit, call.model, style)
     # Before anything is fetched for it.
     check_task(task, found.model)
+    call = fit_adapter(call, found.model.family)
     stored = await store_pictures(visit.context.inputs, task, call.pictures)
     call = replace(call, draft=replace(call.draft, **stored))
     return await submit(visit, call, found, style, until=until)

@@ -17,6 +17,8 @@ NEEDED: dict[Task, dict[str, Kind]] = {
     Task.IMG2IMG: {"init_image": "image"},
     Task.INPAINT: {"init_image": "image", "mask_image": "mask"},
 }
+#: Wire names of the pictures that every task takes.
+OPTIONAL: dict[str, Kind] = {"ip_adapter_image": "image"}
 
 
 class DraftInputs(TypedDict):
@@ -25,18 +27,20 @@ class DraftInputs(TypedDict):
     image: str | None
     image_size: tuple[int, int] | None
     mask: str | None
+    ip_adapter_image: str | None
 
 
 async def store_pictures(inputs: Inputs, task: Task, sources: Mapping[str, str]) -> DraftInputs:
-    """Stores what the task needs. Raises ``InvalidRequest``, whose field is the wire name."""
-    kinds = NEEDED[task]
+    """Stores what the task takes. Raises ``InvalidRequest``, whose field is the wire name."""
+    kinds = {**NEEDED[task], **{name: kind for name, kind in OPTIONAL.items() if name in sources}}
     stored = await asyncio.gather(*(_store(inputs, name, sources[name], kind) for name, kind in kinds.items()))
     by_name = dict(zip(kinds, stored, strict=True))
-    image, mask = by_name.get("init_image"), by_name.get("mask_image")
+    image, mask, prompt = (by_name.get(name) for name in ("init_image", "mask_image", "ip_adapter_image"))
     return {
         "image": image.digest if image else None,
         "image_size": (image.width, image.height) if image else None,
         "mask": mask.digest if mask else None,
+        "ip_adapter_image": prompt.digest if prompt else None,
     }
 
 

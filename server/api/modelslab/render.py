@@ -8,6 +8,7 @@ from typing import Any
 
 from pipelines.draft import SafetyRules
 from pipelines.errors import Error, InvalidRequest
+from server.api.modelslab.adapters import used_adapter
 from server.api.modelslab.loras import used_loras
 from server.api.modelslab.unbuilt import used_options
 from server.errors import BadBody, QueueFull
@@ -23,6 +24,7 @@ _WIRE_NAMES = {
     "guidance": "guidance_scale",
     "true_cfg": "true_cfg_scale",
     "loras": "lora_model",
+    "ip_adapter": "ip_adapter_id",
 }
 #: Kinds of files, as ``output_format`` names them.
 _FORMATS = {"png": "png", "jpg": "jpeg", "webp": "webp"}
@@ -189,6 +191,7 @@ def meta(job: Job) -> dict[str, Any]:
         "safety_checker_type": safety or echo.get("safety_type", SafetyRules.type),
         **used_options(),
         **used_loras(request.get("loras", ())),
+        **used_adapter(request),
         "temp": _yes_no(job.temporary),
         "base64": _yes_no(echo.get("base64", False)),
         "full_url": _yes_no(echo.get("full_url", False)),
@@ -196,8 +199,9 @@ def meta(job: Job) -> dict[str, Any]:
         "outdir": "out",
         "file_prefix": job.outputs[0].removeprefix(TEMPORARY),
     }
+    values |= echo.get("pictures", {})
     if request.get("image") is not None:
-        values |= {**echo.get("pictures", {}), "strength": request["strength"]}
+        values["strength"] = request["strength"]
     if request.get("true_cfg", 1.0) > 1:
         values["true_cfg_scale"] = request["true_cfg"]
     note = echo.get("model_note")

@@ -8,12 +8,13 @@ from typing import Any, Literal
 
 from pipelines.draft import Defaults, ImageDraft
 from pipelines.errors import InvalidRequest
+from pipelines.ip_adapter import IP_ADAPTERS
 from pipelines.request import Sigmas, Task
 from pipelines.safety import REPLACEMENTS
 from schedulers.registry import parse_algorithm
-from server.api.modelslab.coerce import Fields
+from server.api.modelslab.coerce import Fields, as_flag
 from server.api.modelslab.loras import read_loras, surplus_strengths
-from server.api.modelslab.pictures import NEEDED
+from server.api.modelslab.pictures import NEEDED, OPTIONAL
 from server.api.modelslab.unbuilt import find_unapplied
 from server.outputs import Outputs, parse_format
 
@@ -25,6 +26,7 @@ _SIDES = (256, 1024)
 _SIDE_MULTIPLE = 8
 #: Other names of pictures.
 _ALIASES = {"init_image": ("image", "url")}
+ADAPTER_IMAGE = "ip_adapter_image"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +48,7 @@ class Call:
     task: Task
     #: Without the pictures: they are to be stored first.
     draft: ImageDraft
-    #: What came as the pictures that the task needs, by wire name: URL, data URI or base64.
+    #: What came as the pictures that the task takes, by wire name: URL, data URI or base64.
     pictures: dict[str, str]
     #: As the client wrote it; None = the server's default model.
     model: str | None
@@ -88,12 +90,13 @@ def read_call(fields: Fields, options: Options, task: Task) -> Call:
     prompt = fields.text("prompt", limit=_PROMPT_LIMIT)
     if prompt is None and task is Task.TEXT2IMG:
         raise InvalidRequest("prompt is required", field="prompt")
-    pictures = {name: _read_picture(fields, name) for name in NEEDED[task]}
+    pictures = {name: _read_picture(fields, name) for name in NEEDED[task]} | _read_optional(fields)
     width, height = fields.integer("width", "W"), fields.integer("height", "H")
     if options.strict_sizes:
         _check_side("width", width)
         _check_side("height", height)
     loras = read_loras(fields)
+    adapter = fields.choice("ip_adapter_id", limit=_NAME_LIMIT)
     draft = ImageDraft(
         prompt=prompt or "",
         negative_prompt=fields.text("negative_prompt", limit=_PROMPT_LIMIT),
@@ -110,6 +113,8 @@ def read_call(fields: Fields, options: Options, task: Task) -> Call:
         true_cfg=fields.number("true_cfg_scale"),
         clip_skip=fields.integer("clip_skip"),
         loras=loras,
+        ip_adapter=adapter,
+        ip_adapter_scale=None if adapter is None else fields.number("ip_adapter_scale"),
         safety=fields.flag("safety_checker"),
         safety_type=_read_safety_type(fields),
         highres=fields.flag("highres_fix"),
@@ -125,7 +130,7 @@ def read_call(fields: Fields, options: Options, task: Task) -> Call:
         track_id=fields.scalar("track_id", limit=_NAME_LIMIT),
         instant=fields.flag("instant_response") or False,
         unapplied=(
-            *find_unapplied(fields, applied=pictures),
+            *find_unapplied(fields, applied=(*pictures, *([] if adapter is None else ["ip_adapter_scale"]))),
             *surplus_strengths(fields, len(loras)),
             *_find_surplus(fields, pictures),
         ),
@@ -146,6 +151,11 @@ def _read_picture(fields: Fields, name: str) -> str:
     if source is None:
         raise InvalidRequest(f"{name} is required", field=name)
     return source
+
+
+def _read_optional(fields: Fields) -> dict[str, str]:
+    found = {name: fields.picture(name) for name in OPTIONAL if as_flag(fields.raw(name)) is not False}
+    return {name: source for name, source in found.items() if source is not None}
 
 
 def _find_surplus(fields: Fields, names: Collection[str]) -> list[str]:
@@ -180,6 +190,7 @@ def _described(kind: str, description: str, **more: Any) -> dict[str, Any]:
     return {"type": kind, "description": description, **more}
 
 
+_PICTURE = "PNG, JPEG or WebP as URL, data URI or base64, at most 25 MiB, 8192 pixels a side, 16.8 million in all."
 _PROPERTIES: dict[str, Any] = {
     "key": _described("string", "API key; a header or the query may hold it instead."),
     "model_id": _described("string", "Model id or alias."),
@@ -199,6 +210,9 @@ _PROPERTIES: dict[str, Any] = {
     "lora_model": _described("string", "Names of LoRAs, with commas between them."),
     "lora_strength": _described("string", "Their strengths, -4 to 4, with commas; one for all, missing ones 1."),
     "vae": _described("string", "Name of a VAE in place of the model's own; an unknown one is not used."),
+    "ip_adapter_id": _described("string", "Lets a picture be part of the prompt.", enum=list(IP_ADAPTERS)),
+    "ip_adapter_scale": _described("number", "How much the picture counts.", default=0.6, minimum=0, maximum=1),
+    ADAPTER_IMAGE: _described("string", f"The picture for ip_adapter_id: {_PICTURE}"),
     "safety_checker": _described("string", "yes: pictures that the safety checker flags are replaced."),
     "safety_checker_type": _described("string", "By what.", enum=list(REPLACEMENTS)),
     "highres_fix": _described("string", "yes: what is larger than the model's own size is drawn in two passes."),
@@ -211,7 +225,6 @@ _PROPERTIES: dict[str, Any] = {
     "track_id": _described("string", "Comes back in answers and in the webhook."),
 }
 _STRENGTH = _described("number", "Share of the noise that is added and of the steps drawn.", default=0.7, maximum=1)
-_PICTURE = "PNG, JPEG or WebP as URL, data URI or base64, at most 25 MiB, 8192 pixels a side, 16.8 million in all."
 #: What the tasks with pictures have beside or instead of the properties above.
 _MORE: dict[Task, dict[str, Any]] = {
     Task.TEXT2IMG: {},

@@ -52,8 +52,8 @@ UNBUILT: tuple[Unbuilt, ...] = (
     _flag("upscale", neutral=(1,)),
     _flag("watermark"),
     _value("embeddings_model", "embeddings", meta="embeddings"),
-    _value("ip_adapter_id"),
-    Unbuilt(name="ip_adapter_scale", neutral=(0, 0.6), meta="ip_adapter_scale", used=0.6),
+    # Without ip_adapter_id.
+    Unbuilt(name="ip_adapter_scale", neutral=(0, 0.6)),
     _value("ip_adapter_image"),
     # Flux only; the neutral values are the documented defaults.
     Unbuilt(name="injected_noise_alpha", neutral=(0.75,)),

@@ -103,3 +103,20 @@ def test_layer_by_layer_the_denoiser_computes_on_the_device_and_rests_off_it() -
     with placement.using(Part.DENOISER):
         assert torch.equal(layer(torch.ones(1, 3)), expected)
     assert layer.weight.is_meta
+
+
+def test_what_comes_later_joins_its_part_where_it_is() -> None:
+    for mode, used, expected in (
+        (Offload.NONE, Part.VAE, "meta"),
+        (Offload.MODEL, Part.ENCODERS, "meta"),
+        (Offload.MODEL, Part.VAE, "cpu"),
+        (Offload.ENCODERS, Part.ENCODERS, "cpu"),
+    ):
+        placement, _ = placed(mode)
+        with placement.using(used):
+            pass
+        late = Module()
+        placement.add(Part.ENCODERS, late)
+        assert late.where == expected
+        with placement.using(Part.ENCODERS):
+            assert late.where == "meta"
