@@ -25,6 +25,7 @@ from server.database.connect import Database
 from server.engine.executors.base import Executor
 from server.gallery import Gallery
 from server.inputs import Inputs
+from server.janitor import Janitor
 from server.jobs.base import JobStore
 from server.jobs.sql import SqlJobStore
 from server.keys import KeyStore
@@ -51,6 +52,7 @@ class Parts:
     guard: Guard
     service: Service
     preloads: Preloads
+    janitor: Janitor
     dialects: Mapping[str, Dialect]
 
 
@@ -71,10 +73,11 @@ def build_parts(
     inputs = Inputs(guard, settings.data / "inputs")
     executor = executor or _local_executor(settings, catalog, inputs.read)
     dialects = load_dialects({"modelslab": settings.modelslab.model_dump()})
+    gallery = Gallery(images, quality=settings.picture_quality)
     service = Service(
         executor,
         jobs,
-        Gallery(images, quality=settings.picture_quality),
+        gallery,
         Webhooks(guard, timeout_s=settings.webhook_timeout_s, delays_s=settings.webhook_delays_s),
         catalog,
         {name: dialect.webhook_body for name, dialect in dialects.items()},
@@ -95,6 +98,15 @@ def build_parts(
         guard=guard,
         service=service,
         preloads=Preloads(executor),
+        janitor=Janitor(
+            jobs,
+            images,
+            gallery,
+            inputs,
+            retention_days=settings.retention_days,
+            max_storage_gb=settings.max_storage_gb or 0.0,
+            input_retention_days=settings.input_retention_days,
+        ),
         dialects=dialects,
     )
 
@@ -136,7 +148,7 @@ async def running(parts: Parts) -> AsyncIterator[None]:
             stack.push_async_callback(part.close)
         await parts.images.start()
         await parts.inputs.start()
-        for later in (parts.executor, parts.service):
+        for later in (parts.executor, parts.service, parts.janitor):
             await later.start()
             stack.push_async_callback(later.close)
         stack.push_async_callback(parts.preloads.close)

@@ -155,6 +155,12 @@ class Settings(BaseSettings):
     webhook_delays_s: _Seconds = (1.0, 5.0, 25.0)
     #: Quality of JPEG and WebP pictures.
     picture_quality: int = Field(default=92, ge=1, le=100)
+    #: Days until a finished job's pictures are deleted; 0: never. Temporary ones live a day whatever this says.
+    retention_days: float = Field(default=0.0, ge=0)
+    #: Gigabytes of pictures beyond which those of the oldest jobs are deleted; unset: no limit.
+    max_storage_gb: float | None = Field(default=None, gt=0)
+    #: Days that an input picture is kept after it was last sent, so that requests can be repeated; 0: for ever.
+    input_retention_days: float = Field(default=1.0, ge=0)
 
     safety: SafetySettings = SafetySettings()
     modelslab: ModelsLabSettings = ModelsLabSettings()

@@ -7,6 +7,8 @@ import binascii
 import hashlib
 import os
 import re
+import threading
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +95,7 @@ class Inputs:
         self._fetches = asyncio.Semaphore(max_fetches)
         self._decoder = decoder or Decoder(max_side=max_side, max_pixels=max_pixels)
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="inputs")
+        self._ages = threading.Lock()
 
     async def start(self) -> None:
         """Makes the folder. Raises ``Unavailable`` if that fails."""
@@ -135,6 +138,14 @@ class Inputs:
                 return np.array(image.convert("RGB"))
         except (OSError, ValueError) as error:
             raise InputGone from error
+
+    async def find(self, digest: str) -> StoredInput:
+        """An input that is stored already, and counts as used now. Raises ``InputGone``."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._find, digest)
+
+    async def sweep(self, *, before: float, needed: Collection[str]) -> int:
+        """Deletes what was last stored or found before this Unix time and is not needed; returns how many."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._sweep, before, needed)
 
     async def _read(self, source: str | bytes) -> bytes:
         if isinstance(source, bytes):
@@ -182,12 +193,39 @@ class Inputs:
         data = encode_png(pixels)
         digest = hashlib.sha256(data).hexdigest()
         path = self._path(digest)
-        try:
-            # As young as its latest use.
-            os.utime(path)
-        except FileNotFoundError:
+        if not self._touch(path):
             write_file(path, data)
         return StoredInput(digest=digest, width=pixels.shape[1], height=pixels.shape[0])
+
+    def _touch(self, path: Path) -> bool:
+        """As young as its latest use; False if it is not there."""
+        # Never between a sweep's look at the age and its deleting.
+        with self._ages:
+            try:
+                os.utime(path)
+            except FileNotFoundError:
+                return False
+        return True
+
+    def _find(self, digest: str) -> StoredInput:
+        try:
+            path = self._path(digest)
+            if not self._touch(path):
+                raise InputGone
+            with Image.open(path, formats=("PNG",)) as image:
+                return StoredInput(digest=digest, width=image.width, height=image.height)
+        except (OSError, ValueError) as error:
+            raise InputGone from error
+
+    def _sweep(self, before: float, needed: Collection[str]) -> int:
+        deleted = 0
+        for path in self._folder.glob("*.png"):
+            if _HASH.fullmatch(path.stem) and path.stem not in needed:
+                with self._ages:
+                    if path.lstat().st_mtime < before:
+                        path.unlink()
+                        deleted += 1
+        return deleted
 
     def _path(self, digest: str) -> Path:
         if not _HASH.fullmatch(digest):

@@ -183,3 +183,24 @@ async def test_nothing_else_can_be_read(api: Any, tmp_path: Path, folder: str, n
     answer = await api.client.get(f"/{folder}/{name}")
     assert answer.status_code == 404
     assert "secret" not in answer.text
+
+
+# Expiry
+
+
+@pytest.mark.parametrize(
+    ("settings", "status", "word"),
+    [({}, 404, "error"), ({"failed_status": "failed"}, 404, "failed"), ({"legacy_http_200": True}, 200, "error")],
+)
+async def test_a_job_whose_pictures_were_deleted_says_so(
+    serve: Serve, settings: dict[str, object], status: int, word: str
+) -> None:
+    async with serve(modelslab=settings, max_storage_gb=1e-9) as api:
+        body = (await api.text2img()).json()
+        await api.parts.janitor.sweep()
+        fetched = await api.fetch(body["id"])
+        assert (fetched.status_code, fetched.json()["status"], fetched.json()["id"]) == (status, word, body["id"])
+        assert fetched.json()["message"] == "The images of this request have expired and were deleted."
+        assert (await api.client.get(body["output"][0])).status_code == 404
+        own = (await api.client.get(f"/v1/jobs/{body['id']}", headers={"x-api-key": api.key})).json()
+        assert (own["state"], own["outputs"], own["error"]["code"]) == ("expired", [], "expired")
