@@ -59,13 +59,16 @@ class WeightFile:
 
     path: Path
     tensors: Mapping[str, TensorInfo]
+    #: What whoever wrote it says about it.
+    metadata: Mapping[str, str]
 
     @classmethod
     def open(cls, path: Path, model: str) -> WeightFile:
         """Reads the header; BrokenCheckpoint when the file is missing, cut off, damaged or of another format."""
         try:
             refuse_pickled(path.name)
-            return cls(path=path, tensors=_read(path))
+            tensors, metadata = _read(path)
+            return cls(path=path, tensors=tensors, metadata=metadata)
         except FileNotFoundError as error:
             raise BrokenCheckpoint(f"model {model}: {path.name} is missing") from error
         except OSError as error:
@@ -90,7 +93,7 @@ def refuse_pickled(name: str) -> None:
         raise _Unsound("is not a .safetensors file")
 
 
-def _read(path: Path) -> dict[str, TensorInfo]:
+def _read(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     size = path.stat().st_size
     with path.open("rb") as stream:
         header, length = _header(stream, size)
@@ -111,7 +114,13 @@ def _read(path: Path) -> dict[str, TensorInfo]:
         raise _Unsound(f"is cut off: {size} bytes of {8 + length + end}")
     if held > end:
         raise _Unsound(f"is damaged: {held - end} bytes too long")
-    return tensors
+    return tensors, _metadata(header.get("__metadata__"))
+
+
+def _metadata(entry: object) -> dict[str, str]:
+    """Nothing that is not text, as the format wants it."""
+    told = entry.items() if isinstance(entry, dict) else ()
+    return {key: value for key, value in told if isinstance(value, str)}
 
 
 def _header(stream: BinaryIO, size: int) -> tuple[dict[str, Any], int]:

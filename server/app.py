@@ -6,12 +6,11 @@ import tomllib
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import cast
 
 from fastapi import FastAPI
 
-from pipelines.auxiliary import find_auxiliary
+from pipelines.auxiliary import FindAuxiliary
 from pipelines.draft import SafetyRules
 from pipelines.inputs import ReadInput
 from pipelines.registry import FAMILIES
@@ -20,6 +19,7 @@ from server.api.errors import Owners, install
 from server.api.files import Files
 from server.api.health import Health
 from server.catalog import Catalog
+from server.catalog.auxiliaries import Auxiliaries
 from server.config import ROOT, Settings
 from server.database.connect import Database
 from server.engine.executors.base import Executor
@@ -44,6 +44,7 @@ class Parts:
 
     settings: Settings
     catalog: Catalog
+    auxiliaries: Auxiliaries
     keys: KeyStore
     jobs: JobStore
     images: ImageStore
@@ -71,7 +72,8 @@ def build_parts(
     images = images or LocalImageStore(settings.data / "images")
     guard = Guard(settings.allow_private_hosts)
     inputs = Inputs(guard, settings.data / "inputs")
-    executor = executor or _local_executor(settings, catalog, inputs.read)
+    auxiliaries = Auxiliaries(settings.data)
+    executor = executor or _local_executor(settings, catalog, inputs.read, auxiliaries.find)
     dialects = load_dialects({"modelslab": settings.modelslab.model_dump()})
     gallery = Gallery(images, quality=settings.picture_quality)
     service = Service(
@@ -90,6 +92,7 @@ def build_parts(
     return Parts(
         settings=settings,
         catalog=catalog,
+        auxiliaries=auxiliaries,
         keys=build_keys(settings, database),
         jobs=jobs,
         images=images,
@@ -197,6 +200,7 @@ def _add_routes(app: FastAPI, parts: Parts) -> None:
         service=parts.service,
         jobs=parts.jobs,
         catalog=parts.catalog,
+        auxiliaries=parts.auxiliaries,
         keys=parts.keys,
         preloads=parts.preloads,
         guard=parts.guard,
@@ -233,7 +237,9 @@ def version() -> str:
     return cast(str, project["project"]["version"])
 
 
-def _local_executor(settings: Settings, catalog: Catalog, read_input: ReadInput) -> Executor:
+def _local_executor(
+    settings: Settings, catalog: Catalog, read_input: ReadInput, find_auxiliary: FindAuxiliary
+) -> Executor:
     # Brings torch in, which nothing but a real server needs.
     from server.engine.executors.local import LocalExecutor
 
@@ -246,6 +252,6 @@ def _local_executor(settings: Settings, catalog: Catalog, read_input: ReadInput)
         budget_gb=settings.vram_budget_gb,
         offload=settings.offload,
         read_input=read_input,
-        find_auxiliary=partial(find_auxiliary, settings.data),
+        find_auxiliary=find_auxiliary,
         checker_files=catalog.checker,
     )

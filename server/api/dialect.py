@@ -18,6 +18,7 @@ from pipelines.errors import Error
 from pipelines.model import ModelSpec
 from server.api import DIALECTS
 from server.catalog import Catalog
+from server.catalog.auxiliaries import Auxiliaries
 from server.errors import QueueFull
 from server.inputs import Inputs
 from server.jobs.base import Job, JobStore
@@ -65,6 +66,8 @@ class Context:
     #: Stored jobs, to be read.
     jobs: JobStore
     catalog: Catalog
+    #: LoRAs and the like, by kind.
+    auxiliaries: Auxiliaries
     keys: KeyStore
     #: Loads models ahead.
     preloads: Preloads
