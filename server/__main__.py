@@ -8,7 +8,8 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
 
@@ -17,6 +18,7 @@ import typer
 if TYPE_CHECKING:
     from server.app import Parts
     from server.catalog import Catalog
+    from server.catalog.auxiliary_files import AuxiliaryFile
     from server.config import Settings
     from server.keys import ApiKey, KeyStore
 
@@ -50,9 +52,12 @@ def serve(
 
 @app.command()
 def pull(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Models, or hub ids: owner/name.")],
+    names: Annotated[
+        list[str], typer.Argument(metavar="NAME...", help="Models, what is beside models, or hub ids: owner/name.")
+    ],
     family: Annotated[str | None, typer.Option(help="For a hub id in no model file: sd15, sdxl, flux.")] = None,
     update: Annotated[bool, typer.Option("--update", help="Move to the newest commit.")] = False,
+    no_checker: Annotated[bool, typer.Option("--no-checker", help="Leave the safety checker out.")] = False,
     config: _Config = None,
     data: _Data = None,
 ) -> None:
@@ -64,13 +69,16 @@ def pull(
     from server.pull.bars import Bars
 
     settings = _load(config, data=data)
-    catalog = _load_catalog(settings)
+    catalog, auxiliaries = _load_catalog(settings), _load_auxiliary_files()
     console = Console()
+    pull_one = partial(pull_model, family=family, update=update, checker=not no_checker)
     try:
         for name in names:
             with Bars(console) as bars:
-                id_, came = pull_model(name, catalog, settings.data, bars, family=family, update=update)
-            console.print(f"{id_} {'is ready' if came else 'was here already'}", highlight=False)
+                pulled = pull_one(name, catalog, auxiliaries, settings.data, bars)
+            console.print(f"{pulled.id} {'is ready' if pulled.came else 'was here already'}", highlight=False)
+            for warning in pulled.warnings:
+                typer.echo(f"latentd: {warning}", err=True)
     except PullError as error:
         _exit(str(error), code=1)
     except KeyboardInterrupt:
@@ -79,20 +87,27 @@ def pull(
 
 @app.command("models")
 def list_models(config: _Config = None, data: _Data = None) -> None:
-    """Show all models: whether their weights are here, their size, licence and origin."""
+    """Show all models and what is beside them: whether weights are here, their size, licence and origin."""
     from rich.console import Console
     from rich.table import Column, Table
 
     from pipelines.registry import FAMILIES
-    from server.pull.overview import overview
+    from server.pull.overview import Row, auxiliary_overview, overview
 
     settings = _load(config, data=data)
-    columns = (Column(name, overflow="fold") for name in ("state", "size", "from", "licence"))
-    table = Table(Column("model", no_wrap=True), *columns, box=None)
-    for row in overview(_load_catalog(settings), settings.data, FAMILIES):
-        size = f"{row.size / 1e9:.1f} GB" if row.size else f"({row.pull_gb:.1f} GB)" if row.pull_gb else ""
-        table.add_row(row.id, row.state, size, f"{row.hub}@{row.commit}".removesuffix("@"), row.licence)
-    Console().print(table)
+    catalog = _load_catalog(settings)
+
+    def show(rows: list[Row], *names: str) -> None:
+        columns = (Column(name, overflow="fold") for name in ("state", "size", "from", "licence"))
+        table = Table(*(Column(name, no_wrap=True) for name in names), *columns, box=None)
+        for row in rows:
+            size = _amount(row.size) if row.size else f"({_amount(int(row.pull_gb * 1e9))})" if row.pull_gb else ""
+            first = (row.id, row.kind)[: len(names)]
+            table.add_row(*first, row.state, size, f"{row.hub}@{row.commit}".removesuffix("@"), row.licence)
+        Console().print(table)
+
+    show(overview(catalog, settings.data, FAMILIES), "model")
+    show(auxiliary_overview(catalog, _load_auxiliary_files(), settings.data), "beside models", "kind")
 
 
 @keys.command("add")
@@ -230,6 +245,20 @@ def _load_catalog(settings: Settings) -> Catalog:
         return Catalog.load(configs=ROOT / "configs", data=settings.data, families=FAMILIES)
     except ConfigError as error:
         _exit(str(error))
+
+
+def _load_auxiliary_files() -> Mapping[str, AuxiliaryFile]:
+    from server.catalog.auxiliary_files import read_auxiliary_files
+    from server.config import ROOT, ConfigError
+
+    try:
+        return read_auxiliary_files(ROOT / "configs")
+    except ConfigError as error:
+        _exit(str(error))
+
+
+def _amount(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 5e7 else f"{size / 1e6:.1f} MB"
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -9,7 +9,7 @@ import re
 import tomllib
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
@@ -244,9 +244,10 @@ def refuse_unknown_keys(values: Mapping[str, Any], model: type[BaseModel], *, wh
     for key, value in values.items():
         if key not in model.model_fields:
             raise ConfigError(f"{where}: unknown key {prefix}{key}{nearest(key, model.model_fields)}")
-        section = model.model_fields[key].annotation
-        if isinstance(section, type) and issubclass(section, BaseModel) and isinstance(value, Mapping):
-            refuse_unknown_keys(value, section, where=where, prefix=f"{prefix}{key}.")
+        annotation = model.model_fields[key].annotation
+        for section in (annotation, *get_args(annotation)):
+            if isinstance(section, type) and issubclass(section, BaseModel) and isinstance(value, Mapping):
+                refuse_unknown_keys(value, section, where=where, prefix=f"{prefix}{key}.")
 
 
 def nearest(name: str, known: Collection[str]) -> str:
@@ -262,6 +263,9 @@ def describe(error: ValidationError, *, where: str) -> str:
     reason = first["msg"].removeprefix("Value error, ")
     if first["type"] == "missing":
         return f"{where}: {key} is missing"
+    if not key:
+        # About the file as a whole.
+        return f"{where}: {reason}"
     return f"{where}: {key} = {_shortened(first['input'])} is not usable: {reason}"
 
 

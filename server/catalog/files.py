@@ -32,11 +32,13 @@ _Name = Annotated[str, Field(pattern=NAME)]
 _Positive = Annotated[int, Field(ge=1)]
 
 
-class _File(BaseModel):
+class StrictTable(BaseModel):
+    """A table of a TOML file: no unknown keys, no values of another kind."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class Source(_File):
+class Source(StrictTable):
     """Where ``./latentd pull`` finds the weights."""
 
     #: Hub id, ``owner/name``.
@@ -56,7 +58,7 @@ class Source(_File):
     size_gb: Annotated[float, Field(gt=0)] | None = None
 
 
-class Weights(_File):
+class Weights(StrictTable):
     """Where the weights lie; paths are relative to ``DATA/models``."""
 
     #: A diffusers folder; None = the model's id.
@@ -93,7 +95,7 @@ def _refuse_pickles(value: str) -> str:
     return value
 
 
-class Defaults(_File):
+class Defaults(StrictTable):
     """What is drawn when a request leaves something out."""
 
     width: _Positive | None = None
@@ -111,7 +113,7 @@ class Defaults(_File):
         return value
 
 
-class LimitsTable(_File):
+class LimitsTable(StrictTable):
     """What may be asked for."""
 
     min_side: _Positive = Limits.min_side
@@ -122,7 +124,7 @@ class LimitsTable(_File):
     max_samples: _Positive = Limits.max_samples
 
 
-class ModelFile(_File):
+class ModelFile(StrictTable):
     """One model. Needed are ``id`` and ``family``; the weights are then looked for in ``DATA/models/<id>``."""
 
     id: _Name
@@ -157,21 +159,24 @@ class DemoFile(ModelFile):
 
 
 _M = TypeVar("_M", bound=ModelFile)
+_T = TypeVar("_T", bound=StrictTable)
 
 
 def read_model(file: Path, kind: type[_M]) -> _M:
-    """Raises ``ConfigError``: unreadable file, unknown key, value of the wrong kind, default outside the limits."""
-    values = read_toml(file)
-    refuse_unknown_keys(values, kind, where=str(file))
-    # ``Source | None`` hides the section from the check above.
-    if isinstance(values.get("source"), dict):
-        refuse_unknown_keys(values["source"], Source, where=str(file), prefix="source.")
-    try:
-        model = kind.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(describe(error, where=str(file))) from None
+    """As ``read_file``; raises ``ConfigError`` for a default outside the limits, too."""
+    model = read_file(file, kind)
     _refuse_defaults_outside_limits(file, model)
     return model
+
+
+def read_file(file: Path, kind: type[_T]) -> _T:
+    """Raises ``ConfigError``: unreadable file, unknown key, value of the wrong kind."""
+    values = read_toml(file)
+    refuse_unknown_keys(values, kind, where=str(file))
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(describe(error, where=str(file))) from None
 
 
 def _refuse_defaults_outside_limits(file: Path, model: ModelFile) -> None:

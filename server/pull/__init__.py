@@ -4,47 +4,93 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from server.catalog import Catalog, ModelFile, Source
+from server.catalog.auxiliary_files import AuxiliaryFile
 from server.catalog.files import DIFFUSERS_FILES, NAME
 from server.catalog.weights import FAMILY_MARKS
 from server.config import nearest
+from server.pull.auxiliary import auxiliary_home, find_auxiliary_file, pull_auxiliary
 from server.pull.errors import PullError
+from server.pull.home import OwnFolder
 from server.pull.hub import Hub
 from server.pull.record import Wish
 from server.pull.stage import Progress, pull_files
 
-__all__ = ["PullError", "pull", "pull_folder"]
+__all__ = ["PullError", "Pulled", "pull", "pull_home"]
 
 #: What a family needs that does not come as a diffusers folder.
 _FILES: Mapping[str, tuple[str, ...]] = {"florence2": ("*.json", "*.txt", "*.safetensors")}
+#: Families whose answers are no pictures, so that there is nothing to check.
+_UNCHECKED = frozenset({"florence2"})
+#: The id in ``configs/aux`` of what looks at the pictures of all others.
+_CHECKER = "safety-checker"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pulled:
+    """What a pull came to."""
+
+    #: Of the model, or of what is beside models.
+    id: str
+    #: False: all of it was here already.
+    came: bool
+    warnings: tuple[str, ...] = ()
 
 
 def pull(
-    name: str, catalog: Catalog, data: Path, progress: Progress, *, family: str | None = None, update: bool = False
-) -> tuple[str, bool]:
-    """The id of the model and whether anything came. Weights that it draws with are pulled, too, if missing.
+    name: str,
+    catalog: Catalog,
+    auxiliaries: Mapping[str, AuxiliaryFile],
+    data: Path,
+    progress: Progress,
+    *,
+    family: str | None = None,
+    update: bool = False,
+    checker: bool = True,
+) -> Pulled:
+    """Brings a model, or something beside models, and what it cannot do without, as far as it is not here.
 
     ``name`` is an id, an alias, or the hub id of a repository; one that no model file names needs its ``family`` and
-    gets a model file in ``data/models``. ``update`` moves to the revision's newest commit. Raises ``PullError``.
+    gets a model file in ``data/models``. ``update`` moves to the revision's newest commit. ``checker``: models that
+    draw bring the safety checker along. Raises ``PullError``.
     """
     model = catalog.find_configured(name)
-    if model is not None:
-        return model.id, _pull_model(model, catalog, data, progress, update=update)
-    if "/" not in name:
-        known = {one for model in catalog.configured.values() for one in model.names}
-        raise PullError(f"no model {name}{nearest(name, known)}")
-    model = _describe(name, family, catalog)
+    new = model is None and "/" in name
+    if model is None and (one := find_auxiliary_file(name, auxiliaries)) is not None:
+        return Pulled(id=one.id, came=pull_auxiliary(one, auxiliaries, data, progress, update=update))
+    if model is None:
+        model = _describe(name, family, catalog, auxiliaries)
     came = _pull_model(model, catalog, data, progress, update=update)
-    _write_model_file(model, data)
-    return model.id, came
+    if new:
+        _write_model_file(model, data)
+    checked = checker and model.family not in _UNCHECKED
+    warnings = _pull_checker(catalog, auxiliaries, data, progress) if checked else ()
+    return Pulled(id=model.id, came=came, warnings=warnings)
 
 
-def pull_folder(model: ModelFile, data: Path) -> Path:
+def pull_home(model: ModelFile, data: Path) -> OwnFolder:
     """Where its files come to lie."""
     weights = model.weights
-    return data / "models" / (weights.folder if weights.folder and weights.file is None else model.id)
+    name = weights.folder if weights.folder and weights.file is None else model.id
+    return OwnFolder(folder=data / "models" / name)
+
+
+def _pull_checker(
+    catalog: Catalog, auxiliaries: Mapping[str, AuxiliaryFile], data: Path, progress: Progress
+) -> tuple[str, ...]:
+    """What went wrong: pictures can be drawn without it."""
+    one = auxiliaries[_CHECKER]
+    here = catalog.checker()
+    if here is not None and here.demo is None and here.folder != auxiliary_home(one, data).folder:
+        return ()
+    try:
+        pull_auxiliary(one, auxiliaries, data, progress)
+    except PullError as error:
+        return (f"the safety checker was not pulled ({error}): ./latentd pull {one.id} tries again",)
+    return ()
 
 
 def _pull_model(model: ModelFile, catalog: Catalog, data: Path, progress: Progress, *, update: bool) -> bool:
@@ -57,7 +103,7 @@ def _pull_model(model: ModelFile, catalog: Catalog, data: Path, progress: Progre
     if model.source is None:
         raise PullError(f"{model.id} has no [source]: its weights are put into {data / 'models'} by hand")
     wish = _wish(model.source, model.family, model.dtype)
-    return pull_files(model.id, wish, pull_folder(model, data), Hub(), progress, update=update) or came
+    return pull_files(model.id, wish, pull_home(model, data), Hub(), progress, update=update) or came
 
 
 def _offered_for_real(catalog: Catalog) -> Iterable[str]:
@@ -76,8 +122,11 @@ def _wish(source: Source, family: str, dtype: str) -> Wish:
     )
 
 
-def _describe(hub: str, family: str | None, catalog: Catalog) -> ModelFile:
+def _describe(hub: str, family: str | None, catalog: Catalog, auxiliaries: Mapping[str, AuxiliaryFile]) -> ModelFile:
     """The model of a repository that no file names; its id is the repository's name."""
+    if "/" not in hub:
+        known = {one for model in catalog.configured.values() for one in model.names}
+        raise PullError(f"no model {hub}{nearest(hub, known.union(auxiliaries))}")
     if not re.fullmatch(NAME, hub):
         raise PullError(f"{hub[:100]!r} is no hub id (owner/name)")
     if family is None:

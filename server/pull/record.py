@@ -1,4 +1,4 @@
-"""What was pulled, kept beside the files: latentd.json."""
+"""What was pulled, kept in the files' folder as latentd.json, or beside a file among others as NAME.latentd.json."""
 
 from __future__ import annotations
 
@@ -31,36 +31,37 @@ class Record:
     wish: Wish
     #: What ``revision`` was when it was first pulled; later pulls keep to it.
     commit: str
+    #: By where they lie, relative to the folder; the repository may call them otherwise.
     files: Mapping[str, RemoteFile]
 
-    def write(self, folder: Path) -> None:
-        """Replaces the folder's record."""
+    def write(self, path: Path) -> None:
+        """Replaces the record."""
         content = {
             **asdict(self.wish),
             "commit": self.commit,
-            "files": {file.name: {"size": file.size, "digest": file.digest} for file in self.files.values()},
+            "files": {place: _entry(place, file) for place, file in self.files.items()},
         }
-        new = folder / f".{NAME}"
+        new = path.with_name(f".{path.name}")
         new.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        new.replace(folder / NAME)
+        new.replace(path)
 
     def is_complete(self, folder: Path) -> bool:
         """All files lie in the folder with their sizes; hashes were compared when they came."""
-        return all(holds(folder, file) for file in self.files.values())
+        return all(holds(folder / place, file) for place, file in self.files.items())
 
 
-def holds(folder: Path, file: RemoteFile) -> bool:
+def holds(path: Path, file: RemoteFile) -> bool:
     """The file is there with its size."""
     try:
-        return (folder / file.name).stat().st_size == file.size
+        return path.stat().st_size == file.size
     except OSError:
         return False
 
 
-def read_record(folder: Path) -> Record | None:
-    """The folder's record; None where there is none that can be read."""
+def read_record(path: Path) -> Record | None:
+    """The record; None where there is none that can be read."""
     try:
-        content = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
         wish = Wish(
             hub=content["hub"],
             revision=content["revision"],
@@ -69,9 +70,14 @@ def read_record(folder: Path) -> Record | None:
             needs_all=content["needs_all"],
         )
         files = {
-            name: RemoteFile(name=name, size=int(entry["size"]), digest=str(entry["digest"]))
-            for name, entry in content["files"].items()
+            place: RemoteFile(name=str(entry.get("name", place)), size=int(entry["size"]), digest=str(entry["digest"]))
+            for place, entry in content["files"].items()
         }
         return Record(wish=wish, commit=str(content["commit"]), files=files)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _entry(place: str, file: RemoteFile) -> dict[str, object]:
+    entry: dict[str, object] = {"size": file.size, "digest": file.digest}
+    return entry if place == file.name else entry | {"name": file.name}

@@ -1,4 +1,4 @@
-"""One model's files, fetched into a folder beside the real one, which it then becomes: no half pull is offered."""
+"""What one pull fetches, gathered beside its home until all is there: no half pull is offered."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from typing import Protocol
 
 from server.pull.choose import choose
 from server.pull.errors import PullError
+from server.pull.home import Home
 from server.pull.hub import Hub, RemoteFile
-from server.pull.record import Record, Wish, holds, read_record
+from server.pull.record import NAME, Record, Wish, holds, read_record
 
 #: Left free on the disk, for the database and the pictures of a server that runs.
 _RESERVE_BYTES = 256 * 1024 * 1024
@@ -34,32 +35,32 @@ class Progress(Protocol):
         """Bytes of that file came; less than zero when some are thrown away."""
 
 
-def pull_files(model: str, wish: Wish, folder: Path, hub: Hub, progress: Progress, *, update: bool = False) -> bool:
-    """Makes ``folder`` hold what the wish asks for, at the commit of the first pull unless ``update``.
+def pull_files(model: str, wish: Wish, home: Home, hub: Hub, progress: Progress, *, update: bool = False) -> bool:
+    """Makes ``home`` hold what the wish asks for, at the commit of the first pull unless ``update``.
 
     False if it did already. Raises ``PullError``; what has come stays for the next try.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(model, folder):
-        old = read_record(folder)
-        _refuse_foreign(model, folder, old)
-        if old is not None and old.wish == wish and not update and old.is_complete(folder):
+    home.lock.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(model, home.lock):
+        old = read_record(home.record)
+        staged = read_record(home.stage / NAME)
+        _refuse_foreign(model, home, old, staged)
+        if old is not None and old.wish == wish and not update and old.is_complete(home.folder):
             return False
-        stage = folder.with_name(f".{folder.name}.part")
-        record = _plan(wish, hub, None if update else _pinned(wish, old, read_record(stage)))
-        if old is not None and old.files == record.files and old.is_complete(folder):
+        record = _plan(wish, home, hub, None if update else _pinned(wish, old, staged))
+        if old is not None and old.files == record.files and old.is_complete(home.folder):
             # The same files, only the record is not up to date: another commit that changed nothing of ours.
-            record.write(folder)
+            record.write(home.record)
             return False
-        _prepare(stage, record, folder, old)
-        missing = [file for file in record.files.values() if not holds(stage, file)]
+        _prepare(home, record, old, staged)
+        missing = {place: file for place, file in record.files.items() if not holds(home.stage / place, file)}
         total = sum(file.size for file in record.files.values())
-        needed = sum(file.size - _size(_part(stage, file)) for file in missing)
-        _refuse_small_disk(model, folder.parent, needed)
+        needed = sum(file.size - _size(_part(home.stage / place, file)) for place, file in missing.items())
+        _refuse_small_disk(model, home.stage.parent, needed)
         progress.begin(model, record.commit, total, total - needed)
-        for file in missing:
-            _fetch(wish.hub, record.commit, file, stage, hub, progress)
-        _swap(stage, folder)
+        for place, file in missing.items():
+            _fetch(wish.hub, record.commit, file, home.stage / place, hub, progress)
+        home.move_in()
     return True
 
 
@@ -71,7 +72,7 @@ def _pinned(wish: Wish, *records: Record | None) -> str | None:
     return None
 
 
-def _plan(wish: Wish, hub: Hub, commit: str | None) -> Record:
+def _plan(wish: Wish, home: Home, hub: Hub, commit: str | None) -> Record:
     listing = hub.list(wish.hub, commit or wish.revision)
     try:
         names = choose(listing.files, wish.patterns, variant=wish.variant, needs_all=wish.needs_all)
@@ -81,25 +82,28 @@ def _plan(wish: Wish, hub: Hub, commit: str | None) -> Record:
         others = [name for name in sorted(listing.files) if name.endswith(".safetensors")][:5]
         hint = f"; it has {', '.join(others)}" if others else ""
         raise PullError(f"{wish.hub} has no safetensors weights in the folders that are needed{hint}")
-    return Record(wish=wish, commit=listing.commit, files={name: listing.files[name] for name in names})
+    files = {home.place(name): listing.files[name] for name in names}
+    if len(files) < len(names):
+        raise PullError(f"{wish.hub}: several of {', '.join(names)} would be called {', '.join(files)}")
+    return Record(wish=wish, commit=listing.commit, files=files)
 
 
-def _prepare(stage: Path, record: Record, folder: Path, old: Record | None) -> None:
+def _prepare(home: Home, record: Record, old: Record | None, staged: Record | None) -> None:
     """Clears the stage of what the record does not have, and takes over what did not change since the last pull."""
+    stage = home.stage
     stage.mkdir(exist_ok=True)
-    staged = read_record(stage)
-    for known, place in ((staged, stage), (old, folder)):
-        for file in known.files.values() if known is not None else ():
-            same = record.files.get(file.name) == file
-            if place == stage and not same:
-                (stage / file.name).unlink(missing_ok=True)
-            elif place == folder and same and holds(folder, file) and not holds(stage, file):
-                _link(folder / file.name, stage / file.name)
-    wanted = {_part(stage, file) for file in record.files.values()}
+    for place, file in staged.files.items() if staged is not None else ():
+        if record.files.get(place) != file:
+            (stage / place).unlink(missing_ok=True)
+    for place, file in old.files.items() if old is not None else ():
+        same = record.files.get(place) == file
+        if same and holds(home.folder / place, file) and not holds(stage / place, file):
+            _link(home.folder / place, stage / place)
+    wanted = {_part(stage / place, file) for place, file in record.files.items()}
     for part in stage.rglob("*.part"):
         if part not in wanted:
             part.unlink()
-    record.write(stage)
+    record.write(stage / NAME)
 
 
 def _link(source: Path, target: Path) -> None:
@@ -112,8 +116,8 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _fetch(repository: str, commit: str, file: RemoteFile, stage: Path, hub: Hub, progress: Progress) -> None:
-    part = _part(stage, file)
+def _fetch(repository: str, commit: str, file: RemoteFile, target: Path, hub: Hub, progress: Progress) -> None:
+    part = _part(target, file)
     part.parent.mkdir(parents=True, exist_ok=True)
     if _size(part) > file.size:
         part.unlink()
@@ -130,7 +134,7 @@ def _fetch(repository: str, commit: str, file: RemoteFile, stage: Path, hub: Hub
         raise PullError(f"{repository}: {file.name} arrived damaged (not {file.digest}); it is removed, pull again")
     with part.open("rb") as stream:
         os.fsync(stream.fileno())
-    part.replace(stage / file.name)
+    part.replace(target)
 
 
 def _digest(path: Path, file: RemoteFile) -> str:
@@ -143,19 +147,9 @@ def _digest(path: Path, file: RemoteFile) -> str:
     return f"{kind}:{digest.hexdigest()}"
 
 
-def _swap(stage: Path, folder: Path) -> None:
-    """The stage becomes the folder; a server that runs keeps the old files that it has open."""
-    outgoing = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(outgoing, ignore_errors=True)
-    if folder.exists():
-        folder.rename(outgoing)
-    stage.rename(folder)
-    shutil.rmtree(outgoing, ignore_errors=True)
-
-
-def _part(stage: Path, file: RemoteFile) -> Path:
+def _part(target: Path, file: RemoteFile) -> Path:
     """The partial file; its name holds the content's, so that it is never continued with other bytes."""
-    return stage / f"{file.name}.{file.digest.partition(':')[2][:12]}.part"
+    return target.with_name(f"{target.name}.{file.digest.partition(':')[2][:12]}.part")
 
 
 def _size(path: Path) -> int:
@@ -165,9 +159,16 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _refuse_foreign(model: str, folder: Path, record: Record | None) -> None:
-    if record is None and folder.is_dir() and any(folder.iterdir()):
-        raise PullError(f"{folder} holds files that were not pulled: move them away to pull {model}")
+def _refuse_foreign(model: str, home: Home, record: Record | None, staged: Record | None) -> None:
+    if record is not None or (there := home.taken()) is None:
+        return
+    if staged is not None and staged.is_complete(home.folder):
+        # Killed between moving in and writing that down.
+        return
+    what = (
+        f"{there} holds files that were not pulled: move them" if there.is_dir() else f"{there} was not pulled: move it"
+    )
+    raise PullError(f"{what} away to pull {model}")
 
 
 def _refuse_small_disk(model: str, folder: Path, needed: int) -> None:
@@ -180,9 +181,9 @@ def _refuse_small_disk(model: str, folder: Path, needed: int) -> None:
 
 
 @contextmanager
-def _alone(model: str, folder: Path) -> Iterator[None]:
+def _alone(model: str, path: Path) -> Iterator[None]:
     """One pull of a model at a time, for they write the same files. The lock goes with the process; its file stays."""
-    with folder.with_name(f".{folder.name}.lock").open("w") as lock:
+    with path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -3,126 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import struct
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from pipelines.safety import CheckerFiles
+from server.catalog import Catalog
+from server.config import ROOT
 from server.pull.choose import choose
 from server.pull.errors import PullError
-from tests.integration.hub import Hub, Repository
-
-ROOT = Path(__file__).resolve().parents[2]
-SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-MIB = 1024 * 1024
-
-
-def tensors(size: int = 64, seed: int = 1) -> bytes:
-    """A safetensors file with one tensor."""
-    header = json.dumps({"w": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
-    return struct.pack("<Q", len(header)) + header + bytes([seed]) * size
-
-
-def sd15_files(unet: bytes = tensors()) -> dict[str, bytes]:
-    """What the real repository has, in kind: more formats and precisions than one needs."""
-    return {
-        ".gitattributes": b"x",
-        "README.md": b"# x",
-        "model_index.json": b'{"_class_name": "StableDiffusionPipeline"}',
-        "v1-5-pruned.safetensors": tensors(seed=9),
-        "scheduler/scheduler_config.json": b"{}",
-        "tokenizer/merges.txt": b"a b",
-        "tokenizer/vocab.json": b"{}",
-        "text_encoder/config.json": b"{}",
-        "text_encoder/model.safetensors": tensors(seed=2),
-        "text_encoder/pytorch_model.bin": b"pickle",
-        "safety_checker/model.safetensors": tensors(seed=3),
-        "unet/config.json": b"{}",
-        "unet/diffusion_pytorch_model.bin": b"pickle",
-        "unet/diffusion_pytorch_model.safetensors": tensors(128),
-        "unet/diffusion_pytorch_model.non_ema.safetensors": tensors(128, 4),
-        "unet/diffusion_pytorch_model.fp16.safetensors": unet,
-        "vae/config.json": b"{}",
-        "vae/diffusion_pytorch_model.fp16.safetensors": tensors(seed=5),
-        "vae/diffusion_pytorch_model.safetensors": tensors(128, 6),
-    }
-
-
-#: Of the above: fp16 where there is one, else what there is.
-NEEDED = [
-    "latentd.json",
-    "model_index.json",
-    "scheduler/scheduler_config.json",
-    "text_encoder/config.json",
-    "text_encoder/model.safetensors",
-    "tokenizer/merges.txt",
-    "tokenizer/vocab.json",
-    "unet/config.json",
-    "unet/diffusion_pytorch_model.fp16.safetensors",
-    "vae/config.json",
-    "vae/diffusion_pytorch_model.fp16.safetensors",
-]
-
-
-def sdxl_files() -> dict[str, bytes]:
-    more = {
-        "tokenizer_2/vocab.json": b"{}",
-        "text_encoder_2/config.json": b"{}",
-        "text_encoder_2/model.fp16.safetensors": tensors(seed=7),
-    }
-    return sd15_files() | more
-
-
-class Puller:
-    """``latentd pull`` in a process of its own."""
-
-    def __init__(self, hub: Hub, data: Path) -> None:
-        self.hub = hub
-        self.data = data
-
-    def start(self, *arguments: str, token: str | None = None) -> subprocess.Popen[str]:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "LATENTD_"))}
-        environment |= {"HF_ENDPOINT": self.hub.address, "HF_HOME": str(self.data.parent / "hf"), "COLUMNS": "200"}
-        # Proxies of this machine know nothing of a server in this process.
-        environment |= {"NO_PROXY": "*", "no_proxy": "*"} | ({"HF_TOKEN": token} if token else {})
-        command = [sys.executable, "-W", "error", "-m", "server", *arguments, "--data", str(self.data)]
-        return subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-
-    def __call__(self, *arguments: str, token: str | None = None) -> tuple[int, str]:
-        """Exit code, and what was said: errors if there are any."""
-        process = self.start(*arguments, token=token)
-        out, err = process.communicate(timeout=60)
-        return process.returncode, err or out
-
-    def files(self, model: str) -> list[str]:
-        folder = self.data / "models" / model
-        return sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
-
-    def commit(self, model: str) -> str:
-        return str(json.loads((self.data / "models" / model / "latentd.json").read_text())["commit"])
+from tests.integration.hub import Repository
+from tests.integration.puller import CHECKER, MIB, NEEDED, SD15, Puller, sd15_files, sdxl_files, start_hubs, tensors
 
 
 @pytest.fixture
 def puller(tmp_path: Path) -> Iterator[Callable[..., Puller]]:
-    """Starts hubs."""
-    hubs: list[Hub] = []
-
-    def start(**repositories: Repository) -> Puller:
-        hubs.append(Hub())
-        hubs[-1].repositories = {name.replace("__", "/"): one for name, one in repositories.items()}
-        return Puller(hubs[-1], tmp_path / "data")
-
-    yield start
-    for hub in hubs:
-        hub.close()
+    """See ``start_hubs``."""
+    yield from start_hubs(tmp_path)
 
 
 def with_sd15(**options: object) -> dict[str, Repository]:
@@ -142,7 +40,7 @@ def test_only_the_needed_files_come_and_the_commit_is_recorded(puller: Callable[
     code, said = pull("models")
     assert code == 0
     row = next(line.split() for line in said.splitlines() if line.startswith(" sd15 "))
-    assert row == ["sd15", "pulled", "0.0", "GB", f"{SD15}@{record['commit'][:12]}", "creativeml-openrail-m"]
+    assert row == ["sd15", "pulled", "0.0", "MB", f"{SD15}@{record['commit'][:12]}", "creativeml-openrail-m"]
 
 
 def test_a_second_pull_asks_the_hub_nothing(puller: Callable[..., Puller]) -> None:
@@ -172,17 +70,10 @@ def test_later_pulls_keep_to_the_recorded_commit_unless_told(puller: Callable[..
 def test_a_killed_pull_goes_on_where_it_was(puller: Callable[..., Puller]) -> None:
     unet = tensors(24 * MIB)
     pull = puller(**{SD15: Repository(files=sd15_files(unet=unet))})
-    pull.hub.stall_after = 21 * MIB
-    process = pull.start("pull", "sd15")
-    assert pull.hub.stalled.wait(60)
     stage = pull.data / "models/.sd15.part"
-    # huggingface_hub hands over 10 MiB at a time.
-    wait_until(lambda: any(file.stat().st_size >= 20 * MIB for file in stage.rglob("*.part")))
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    pull.start_and_kill("pull", "sd15", stage=stage)
     assert not (pull.data / "models/sd15").exists()
     assert "sd15               partly pulled" in pull("models")[1]
-    pull.hub.stall_after = None
     pull.hub.log.clear()
     # The branch has moved on meanwhile: half a file of one commit is not continued with another.
     pull.hub.push(SD15, sd15_files(unet=tensors(seed=8)))
@@ -196,13 +87,6 @@ def test_a_killed_pull_goes_on_where_it_was(puller: Callable[..., Puller]) -> No
     assert (pull.data / "models/sd15/unet/diffusion_pytorch_model.fp16.safetensors").read_bytes() == unet
     assert pull.files("sd15") == NEEDED
     assert not stage.exists()
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("file", ["unet/diffusion_pytorch_model.fp16.safetensors", "model_index.json"])
@@ -247,6 +131,39 @@ def test_a_model_over_a_base_brings_the_base(puller: Callable[..., Puller]) -> N
     assert "text_encoder_2/model.fp16.safetensors" in pull.files("sdxl")
 
 
+def test_the_safety_checker_comes_once_with_any_model_that_draws(puller: Callable[..., Puller]) -> None:
+    pull = puller(**with_sd15(), **{"some/Toon": Repository(files=sd15_files())})
+    assert pull("pull", "some/Toon", "sd15", "--family", "sd15")[0] == 0
+    assert pull.files("safety-checker") == CHECKER
+    assert [name for name in pull.hub.fetched() if name.startswith("safety_checker/model")] == [
+        "safety_checker/model.fp16.safetensors"
+    ]
+    catalog = Catalog.load(configs=ROOT / "configs", data=pull.data, families=["sd15"])
+    assert catalog.checker() == CheckerFiles(folder=pull.data / "models/safety-checker")
+
+
+def test_a_checker_that_cannot_be_had_is_a_warning(puller: Callable[..., Puller]) -> None:
+    pull = puller(**{"some/Toon": Repository(files=sd15_files())})
+    code, said = pull("pull", "some/Toon", "--family", "sd15")
+    assert code == 0
+    assert said.startswith("latentd: the safety checker was not pulled (")
+    assert said.endswith("): ./latentd pull safety-checker tries again\n")
+    assert (pull.data / "models/Toon.toml").is_file()
+
+
+def test_no_checker_is_pulled_unwanted_or_beside_ones_own(puller: Callable[..., Puller]) -> None:
+    pull = puller(**with_sd15())
+    assert pull("pull", "sd15", "--no-checker")[0] == 0
+    assert not any("safety_checker" in name for name in pull.hub.fetched())
+    own = pull.data / "models/own"
+    for name, data in sd15_files().items():
+        if name.startswith(("safety_checker/", "feature_extractor/")) and not name.endswith(".bin"):
+            (own / name).parent.mkdir(parents=True, exist_ok=True)
+            (own / name).write_bytes(data)
+    assert pull("pull", "sd15") == (0, "sd15 was here already\n")
+    assert not (pull.data / "models/safety-checker").exists()
+
+
 def test_a_repository_of_no_model_file_gets_one(puller: Callable[..., Puller]) -> None:
     pull = puller(**{"some.one/Toon-1": Repository(files=sd15_files())})
     code, said = pull("pull", "some.one/Toon-1")
@@ -258,7 +175,7 @@ def test_a_repository_of_no_model_file_gets_one(puller: Callable[..., Puller]) -
     text = (pull.data / "models/Toon-1.toml").read_text()
     assert text == 'id = "Toon-1"\nfamily = "sd15"\nsource.hub = "some.one/Toon-1"\n'
     assert pull.files("Toon-1") == NEEDED
-    assert pull("pull", "toon-1") == (0, "Toon-1 was here already\n")
+    assert pull("pull", "toon-1", "--no-checker") == (0, "Toon-1 was here already\n")
 
 
 def test_unknown_names_are_answered_with_the_nearest(puller: Callable[..., Puller]) -> None:
