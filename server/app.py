@@ -212,7 +212,6 @@ def _add_routes(app: FastAPI, parts: Parts) -> None:
         safety=SafetyRules(
             default=settings.safety.default == "yes", force=settings.safety.force, type=settings.safety.type
         ),
-        find_auxiliary=partial(find_auxiliary, settings.data),
     )
     metrics = Metrics(parts.service.engine_stats)
     health = Health(

@@ -11,7 +11,6 @@ import orjson
 from fastapi import APIRouter
 from fastapi.responses import Response
 
-from pipelines.auxiliary import FindAuxiliary, find_nothing
 from pipelines.complete import complete
 from pipelines.draft import Completed, Defaults, ImageDraft, SafetyRules
 from pipelines.errors import Error
@@ -66,7 +65,7 @@ class Context:
     #: Stored jobs, to be read.
     jobs: JobStore
     catalog: Catalog
-    #: LoRAs and the like, by kind.
+    #: The operator's weights beside the models, as they are at this moment.
     auxiliaries: Auxiliaries
     keys: KeyStore
     #: Loads models ahead.
@@ -85,8 +84,6 @@ class Context:
     reproducible: bool = False
     #: What the settings say about the safety checker.
     safety: SafetyRules = field(default_factory=SafetyRules)
-    #: The operator's weights beside the models, as they are at this moment.
-    find_auxiliary: FindAuxiliary = find_nothing
 
     def complete(self, draft: ImageDraft, model: ModelSpec, fallback: Defaults) -> Completed:
         """As ``pipelines.complete.complete``, on this server."""
@@ -96,7 +93,7 @@ class Context:
             fallback,
             reproducible=self.reproducible,
             safety=self.safety_rules(),
-            find_auxiliary=self.find_auxiliary,
+            find_auxiliary=self.auxiliaries.find,
         )
 
     def safety_rules(self) -> SafetyRules:
