@@ -52,9 +52,9 @@ def test_files_lie_under_their_ids_where_look_ups_find_them(puller: Callable[...
     pull = puller(**repositories())
     assert pull("pull", "IP-Adapter_SD15", "lcm-lora-sdv1-5", "sd-vae-ft-mse")[0] == 0
     assert lines(pull.data) == [
-        "image_encoders/clip-vit-h/config.json",
-        "image_encoders/clip-vit-h/latentd.json",
-        "image_encoders/clip-vit-h/model.safetensors",
+        "image_encoders/vit-h/config.json",
+        "image_encoders/vit-h/latentd.json",
+        "image_encoders/vit-h/model.safetensors",
         "ip_adapters/ip-adapter_sd15.latentd.json",
         "ip_adapters/ip-adapter_sd15.safetensors",
         "loras/lcm-lora-sdv1-5.latentd.json",
@@ -66,7 +66,7 @@ def test_files_lie_under_their_ids_where_look_ups_find_them(puller: Callable[...
     for kind, name, path in (
         (AuxiliaryKind.LORA, "lcm-lora-sdv1-5", "loras/lcm-lora-sdv1-5.safetensors"),
         (AuxiliaryKind.IP_ADAPTER, "ip-adapter_sd15", "ip_adapters/ip-adapter_sd15.safetensors"),
-        (AuxiliaryKind.IMAGE_ENCODER, "clip-vit-h", "image_encoders/clip-vit-h"),
+        (AuxiliaryKind.IMAGE_ENCODER, "vit-h", "image_encoders/vit-h"),
         (AuxiliaryKind.VAE, "sd-vae-ft-mse", "vaes/sd-vae-ft-mse"),
     ):
         assert find_auxiliary(pull.data, kind, name) == pull.data / path
@@ -75,8 +75,8 @@ def test_files_lie_under_their_ids_where_look_ups_find_them(puller: Callable[...
     assert record["files"]["lcm-lora-sdv1-5.safetensors"]["name"] == WEIGHTS
     told = {line.split()[0]: line.split()[1:] for line in pull("models")[1].splitlines() if line.strip()}
     assert told["lcm-lora-sdv1-5"] == ["lora", "pulled", "0.0", "MB", f"{LORA}@{record['commit'][:12]}", "openrail++"]
-    assert told["clip-vit-h"][:2] == ["image_encoder", "pulled"]
-    assert told["clip-vit-bigg"][:3] == ["image_encoder", "not", "here"]
+    assert told["vit-h"][:2] == ["image_encoder", "pulled"]
+    assert told["vit-g"][:3] == ["image_encoder", "not", "here"]
 
 
 def test_a_second_pull_asks_nothing_and_an_update_takes_the_files_place(puller: Callable[..., Puller]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.auxiliary import AuxiliaryKind
+from pipelines.ip_adapter import IP_ADAPTERS
 from pipelines.registry import FAMILIES
 from server.catalog import Catalog
 from server.catalog.auxiliary_files import KINDS, read_auxiliary_files
@@ -36,16 +37,11 @@ def test_every_shipped_one_says_where_it_comes_from_and_lies_in_its_kinds_folder
         assert not isinstance(home, OneFile) or home.file.name == f"{one.id}.safetensors"
 
 
-def test_every_shipped_ip_adapter_brings_its_encoder() -> None:
+def test_every_ip_adapter_that_is_built_can_be_pulled_with_its_encoder() -> None:
     files = read_auxiliary_files(ROOT / "configs")
-    needs = {one.id: one.needs for one in files.values() if one.kind == "ip_adapter"}
-    assert needs == {
-        "ip-adapter_sd15": ["clip-vit-h"],
-        "ip-adapter-plus-face_sd15": ["clip-vit-h"],
-        "ip-adapter_sdxl": ["clip-vit-bigg"],
-        "ip-adapter-plus_sdxl_vit-h": ["clip-vit-h"],
-        "ip-adapter-plus-face_sdxl_vit-h": ["clip-vit-h"],
-    }
+    shipped = {one.id: (one.family, one.needs) for one in files.values() if one.kind == "ip_adapter"}
+    assert shipped == {id_: (facts.family, [facts.encoder]) for id_, facts in IP_ADAPTERS.items()}
+    assert all(files[facts.encoder].kind == "image_encoder" for facts in IP_ADAPTERS.values())
 
 
 def test_no_shipped_name_is_a_models_too(tmp_path: Path) -> None:
