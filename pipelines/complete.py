@@ -16,6 +16,8 @@ from pipelines.ip_adapter import ADAPTED, IP_ADAPTERS
 from pipelines.model import Limits, ModelSpec
 from pipelines.request import ImageRequest, Sigmas, Task
 from pipelines.sizes import fit, scale_into
+from pipelines.styles import PromptStyles, styled
+from pipelines.unused import without_unused
 from schedulers.registry import SCHEDULERS, parse_name
 
 N = TypeVar("N", int, float)
@@ -51,16 +53,20 @@ def complete(
     reproducible: bool = False,
     safety: SafetyRules = SafetyRules(),
     find_auxiliary: FindAuxiliary = find_nothing,
+    styles: PromptStyles = PromptStyles(),
 ) -> Completed:
     """Decides every value: the client's within limits, else the model's default, else the dialect's.
 
     ``reproducible`` is the server's setting, used where the draft does not say; ``safety`` what it has decided about
-    the checker. What is out of range is moved to the nearest value in range, what ``find_auxiliary`` does not find and
-    a picture can be drawn without is left out, and a warning names it. Raises ``InvalidRequest`` for a task that the
-    model does not do, and ``CheckerMissing``.
+    the checker; ``styles`` are what it puts around prompts where asked to. What is out of range is moved to the nearest
+    value in range, what ``find_auxiliary`` does not find and a picture can be drawn without is left out, and a warning
+    names it. Raises ``InvalidRequest`` for a task that the model does not do, and ``CheckerMissing``.
     """
     check_task(draft.task, model)
     warnings: list[str] = []
+    draft = without_unused(draft, model, warnings)
+    style = _choose_style(draft, styles, warnings)
+    prompt, negative = _styled(draft, styles, style)
     limits = _tighten(model.limits, fallback)
     width, height = _fit_size(draft, model, fallback, limits, warnings)
     name, sigmas, algorithm_type = _choose_scheduler(draft, model, warnings)
@@ -68,8 +74,8 @@ def complete(
     steps = _clamp("steps", draft.steps, model.steps or fallback.steps, 1, limits.max_steps, warnings)
     request = ImageRequest(
         model=model.id,
-        prompt=draft.prompt,
-        negative_prompt=draft.negative_prompt,
+        prompt=prompt,
+        negative_prompt=negative,
         width=width,
         height=height,
         samples=samples,
@@ -93,7 +99,7 @@ def complete(
         priority=draft.priority,
         vae=_choose_vae(draft, find_auxiliary, warnings),
     )
-    return Completed(request=request, warnings=tuple(warnings))
+    return Completed(request=request, warnings=tuple(warnings), enhanced=bool(draft.enhance), style=style)
 
 
 def check_task(task: Task, model: ModelSpec) -> None:
@@ -164,8 +170,6 @@ def _choose_true_cfg(draft: ImageDraft, model: ModelSpec, fallback: Defaults, wa
 
 def _choose_clip_skip(draft: ImageDraft, model: ModelSpec, fallback: Defaults, warnings: list[str]) -> int:
     if model.family not in _CLIP_SKIP_FAMILIES:
-        if draft.clip_skip is not None and draft.clip_skip > 1:
-            warnings.append(f"clip_skip was not used: {model.id} has no layers of CLIP to skip.")
         return 1
     default = fallback.clip_skip if model.clip_skip is None else model.clip_skip
     return _clamp("clip_skip", draft.clip_skip, default, 1, _MAX_CLIP_SKIP, warnings)
@@ -219,6 +223,23 @@ def _choose_vae(draft: ImageDraft, find: FindAuxiliary, warnings: list[str]) -> 
         return draft.vae
     warnings.append(f"VAE not found: {draft.vae[:100]}: the model's own was used.")
     return None
+
+
+def _choose_style(draft: ImageDraft, styles: PromptStyles, warnings: list[str]) -> str | None:
+    """Key of ``styles.named``."""
+    style = None if draft.style is None else styles.find(draft.style)
+    if draft.style is not None and style is None:
+        warnings.append(f"Unknown style {draft.style[:60]!r}: none was used.")
+    return style
+
+
+def _styled(draft: ImageDraft, styles: PromptStyles, style: str | None) -> tuple[str, str | None]:
+    prompt, negative = draft.prompt, draft.negative_prompt
+    if style is not None:
+        prompt, negative = styled(prompt, negative, styles.named[style])
+    if draft.enhance:
+        prompt, negative = styled(prompt, negative, styles.enhance)
+    return prompt, negative
 
 
 def least_strength(steps: int) -> float:

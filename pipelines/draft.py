@@ -50,6 +50,9 @@ class ImageDraft:
     priority: int = 0
     #: Name of a file or folder in DATA/vaes.
     vae: str | None = None
+    #: Words are put around the prompt: general ones, and those of a style, in any spelling.
+    enhance: bool | None = None
+    style: str | None = None
 
     @property
     def task(self) -> Task:
@@ -115,3 +118,6 @@ class Completed(Decided):
     """A picture's."""
 
     request: ImageRequest
+    #: What its prompts have in them already; see ``pipelines.styles``.
+    enhanced: bool = False
+    style: str | None = None

@@ -35,6 +35,7 @@ from server.preloads import Preloads
 from server.service import Service
 from server.storage.base import ImageStore
 from server.storage.local import LocalImageStore
+from server.styles import StyleFiles
 from server.webhooks import Webhooks
 
 
@@ -55,6 +56,7 @@ class Parts:
     preloads: Preloads
     janitor: Janitor
     dialects: Mapping[str, Dialect]
+    styles: StyleFiles
 
 
 def build_parts(
@@ -111,6 +113,7 @@ def build_parts(
             input_retention_days=settings.input_retention_days,
         ),
         dialects=dialects,
+        styles=StyleFiles.load(ROOT / "configs" / "styles.toml", settings.data / "styles.toml"),
     )
 
 
@@ -212,6 +215,7 @@ def _add_routes(app: FastAPI, parts: Parts) -> None:
         safety=SafetyRules(
             default=settings.safety.default == "yes", force=settings.safety.force, type=settings.safety.type
         ),
+        styles=parts.styles.current,
     )
     metrics = Metrics(parts.service.engine_stats)
     health = Health(

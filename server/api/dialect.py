@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Protocol, cast
@@ -15,6 +15,7 @@ from pipelines.complete import complete
 from pipelines.draft import Completed, Defaults, ImageDraft, SafetyRules
 from pipelines.errors import Error
 from pipelines.model import ModelSpec
+from pipelines.styles import PromptStyles
 from server.api import DIALECTS
 from server.catalog import Catalog
 from server.catalog.auxiliaries import Auxiliaries
@@ -84,6 +85,8 @@ class Context:
     reproducible: bool = False
     #: What the settings say about the safety checker.
     safety: SafetyRules = field(default_factory=SafetyRules)
+    #: What can be put around prompts, as it is at this moment.
+    styles: Callable[[], PromptStyles] = PromptStyles
 
     def complete(self, draft: ImageDraft, model: ModelSpec, fallback: Defaults) -> Completed:
         """As ``pipelines.complete.complete``, on this server."""
@@ -94,6 +97,7 @@ class Context:
             reproducible=self.reproducible,
             safety=self.safety_rules(),
             find_auxiliary=self.auxiliaries.find,
+            styles=self.styles(),
         )
 
     def safety_rules(self) -> SafetyRules:

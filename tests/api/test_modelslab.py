@@ -111,7 +111,7 @@ async def test_the_seed_pages_sample_succeeds(api: Any) -> None:
     body = answer.json()
     assert answer.status_code == 200
     assert (body["status"], type(body["id"]), type(body["generationTime"])) == ("success", int, float)
-    assert body["warning"] == "clip_skip was not used: flux has no layers of CLIP to skip."
+    assert body["warning"] == "Not used by flux: negative_prompt (without true_cfg), clip_skip."
     assert "request_id" not in body and "future_links" not in body
     assert (body["nsfw_content_detected"], body["webhook_status"], body["tip"]) == (False, "", "")
     assert body["output"] == body["proxy_links"]
@@ -194,7 +194,6 @@ async def test_an_unknown_scheduler_is_a_warning(api: Any) -> None:
 
 async def test_every_option_that_is_not_applied_is_named(api: Any) -> None:
     asked = {
-        "enhance_prompt": True,
         "upscale": "2",
         "embeddings": "neg",
         "ip_adapter_scale": 1,
@@ -205,9 +204,9 @@ async def test_every_option_that_is_not_applied_is_named(api: Any) -> None:
     body = (await api.text2img(**asked)).json()
     assert body["status"] == "success"
     assert body["warning"] == (
-        "Not applied: enhance_prompt, tomesd, self_attention, upscale, embeddings_model, ip_adapter_scale, init_image."
+        "Not applied: tomesd, self_attention, upscale, embeddings_model, ip_adapter_scale, init_image."
     )
-    assert (body["meta"]["lora"], body["meta"]["upscale"], body["meta"]["enhance_prompt"]) == (None, "no", "no")
+    assert (body["meta"]["lora"], body["meta"]["upscale"]) == (None, "no")
 
 
 @pytest.mark.parametrize(

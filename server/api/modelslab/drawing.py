@@ -87,8 +87,9 @@ def check_webhook(visit: Visit, url: str | None) -> None:
 
 async def _add(visit: Visit, call: Call, found: Resolved, style: Style) -> Job:
     context = visit.context
+    completed = _complete(visit, call, found, style)
     return await context.service.submit(
-        _complete(visit, call, found, style),
+        completed,
         owner=visit.caller.id,
         dialect=NAME,
         echo=render.make_echo(
@@ -100,6 +101,8 @@ async def _add(visit: Visit, call: Call, found: Resolved, style: Style) -> Job:
             family=style.family,
             base64=call.base64,
             full_url=call.full_url,
+            enhanced=completed.enhanced,
+            style=completed.style,
         ),
         base_url=visit.base_url,
         webhook=call.webhook,

@@ -42,6 +42,8 @@ def make_echo(
     family: str,
     base64: bool,
     full_url: bool,
+    enhanced: bool,
+    style: str | None,
 ) -> dict[str, Any]:
     """What is stored beside the request so that answers can repeat it; never the key, and of pictures only URLs."""
     shown = {name: source if is_url(source) else "base64" for name, source in pictures.items()}
@@ -54,6 +56,8 @@ def make_echo(
         "family": family,
         "base64": base64,
         "full_url": full_url,
+        "enhanced": enhanced,
+        "style": style,
     }
 
 
@@ -187,6 +191,8 @@ def meta(job: Job) -> dict[str, Any]:
         "clip_skip": request.get("clip_skip", 1),
         "highres_fix": _yes_no(request.get("highres") is not None),
         "vae": request.get("vae"),
+        "enhance_prompt": _yes_no(echo.get("enhanced", False)),
+        "enhance_style": echo.get("style"),
         "safety_checker": _yes_no(safety is not None),
         "safety_checker_type": safety or echo.get("safety_type", SafetyRules.type),
         **used_options(),

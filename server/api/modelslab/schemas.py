@@ -120,6 +120,8 @@ def read_call(fields: Fields, options: Options, task: Task) -> Call:
         highres=fields.flag("highres_fix"),
         reproducible=fields.flag("reproducible"),
         vae=fields.choice("vae", limit=_NAME_LIMIT),
+        enhance=fields.flag("enhance_prompt"),
+        style=fields.choice("enhance_style", limit=_NAME_LIMIT),
     )
     return Call(
         task=task,
@@ -213,6 +215,10 @@ _PROPERTIES: dict[str, Any] = {
     "ip_adapter_id": _described("string", "Lets a picture be part of the prompt.", enum=list(IP_ADAPTERS)),
     "ip_adapter_scale": _described("number", "How much the picture counts.", default=0.6, minimum=0, maximum=1),
     ADAPTER_IMAGE: _described("string", f"The picture for ip_adapter_id: {_PICTURE}"),
+    "enhance_prompt": _described(
+        "string", "yes: general words for a better picture follow the prompt; Flux: not used."
+    ),
+    "enhance_style": _described("string", "Name of a style whose words are put around the prompt; Flux: not used."),
     "safety_checker": _described("string", "yes: pictures that the safety checker flags are replaced."),
     "safety_checker_type": _described("string", "By what.", enum=list(REPLACEMENTS)),
     "highres_fix": _described("string", "yes: what is larger than the model's own size is drawn in two passes."),

@@ -41,8 +41,6 @@ def _value(name: str, *aliases: str, meta: str = "", neutral: tuple[str | float,
 
 
 UNBUILT: tuple[Unbuilt, ...] = (
-    _flag("enhance_prompt"),
-    _value("enhance_style"),
     _flag("tomesd"),
     _flag("multi_lingual"),
     _flag("panorama"),

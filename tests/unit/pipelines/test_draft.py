@@ -97,7 +97,7 @@ def test_a_family_without_clip_layers_has_no_clip_skip() -> None:
     flux = replace(MODEL, id="flux", family="flux")
     completed = complete(replace(DRAFT, clip_skip=2), flux, FALLBACK)
     assert completed.request.clip_skip == 1
-    assert completed.warnings == ("clip_skip was not used: flux has no layers of CLIP to skip.",)
+    assert completed.warnings == ("Not used by flux: clip_skip.",)
 
 
 def test_everything_out_of_range_is_clamped_and_named() -> None:
@@ -236,7 +236,7 @@ def test_true_cfg_needs_a_distilled_family_and_a_negative_prompt() -> None:
     cases = [
         (asked, flux, 4.0, ()),
         (replace(asked, true_cfg=99.0), flux, 10.0, ("true_cfg 99 was lowered to 10.",)),
-        (replace(asked, true_cfg=0.5), flux, 1.0, ()),
+        (replace(asked, true_cfg=0.5), flux, 1.0, ("Not used by flux: negative_prompt (without true_cfg).",)),
         (replace(asked, negative_prompt=None), flux, 1.0, ("true_cfg was not used: it needs a negative prompt.",)),
         (asked, MODEL, 1.0, ("true_cfg was not used: sd15 has classifier-free guidance of its own.",)),
     ]
