@@ -9,7 +9,7 @@ import re
 import tomllib
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeAlias, get_args
+from typing import Annotated, Any, Literal, Self, TypeAlias, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
@@ -240,14 +240,22 @@ def without_empty(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def refuse_unknown_keys(values: Mapping[str, Any], model: type[BaseModel], *, where: str, prefix: str = "") -> None:
-    """Raises ``ConfigError`` with the nearest known key; looks into sections."""
+    """Raises ``ConfigError`` with the nearest known key; looks into sections, and into those that a table names."""
     for key, value in values.items():
         if key not in model.model_fields:
             raise ConfigError(f"{where}: unknown key {prefix}{key}{nearest(key, model.model_fields)}")
         annotation = model.model_fields[key].annotation
+        # Sections by names that the file chooses.
+        tables = _tables(key, value) if get_origin(annotation) is dict else {key: value}
         for section in (annotation, *get_args(annotation)):
-            if isinstance(section, type) and issubclass(section, BaseModel) and isinstance(value, Mapping):
-                refuse_unknown_keys(value, section, where=where, prefix=f"{prefix}{key}.")
+            if isinstance(section, type) and issubclass(section, BaseModel):
+                for name, table in tables.items():
+                    if isinstance(table, Mapping):
+                        refuse_unknown_keys(table, section, where=where, prefix=f"{prefix}{name}.")
+
+
+def _tables(key: str, value: object) -> dict[str, Any]:
+    return {f"{key}.{name}": table for name, table in value.items()} if isinstance(value, Mapping) else {}
 
 
 def nearest(name: str, known: Collection[str]) -> str:

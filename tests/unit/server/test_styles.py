@@ -64,7 +64,7 @@ def test_the_operators_styles_are_added_and_win(own: Path, file: Path) -> None:
     ("text", "said"),
     [
         ("[style.ink]", "unknown key style; did you mean styles?"),
-        ("[styles.ink]\nsufix = 'x'", "styles.ink.sufix"),
+        ("[styles.ink]\nsufix = 'x'", "unknown key styles.ink.sufix; did you mean suffix?"),
         ("[styles.'Pixel Art']", "must be in lower case with hyphens: 'pixel-art'"),
         ("[styles.ink]\nsuffix = 3", "styles.ink.suffix = 3 is not usable"),
         ("[styles", "not valid TOML"),
