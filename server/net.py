@@ -9,10 +9,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import ipaddress
-import re
-import socket
 import ssl
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from urllib.parse import quote
@@ -20,11 +18,9 @@ from urllib.parse import quote
 import httpcore2
 import httpx2
 
+from server.addresses import Address, Allowed, canonical, is_public, unreachable
 from server.errors import BodyTooLarge, RefusedAddress
 from server.look_ups import LookUps, Resolver, ask_system
-
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 PORTS = frozenset({80, 443, 8080, 8443})
 
@@ -36,99 +32,8 @@ _LOCATION_SAFE = "!#$%&'()*+,/:;=?@[]~"
 #: Everything httpcore2 and the resolver raise when there is no proper answer, deadlines included.
 _FAILURES = (httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.TimeoutException, OSError)
 
-#: Written out beside ``is_global``, which depends on Python's patch level, lets multicast through and looks into no
-#: tunnel: 6to4, NAT64, Teredo and ISATAP addresses carry an IPv4 address that may be a private one.
-_REFUSED: tuple[Network, ...] = tuple(
-    ipaddress.ip_network(network)
-    for network in (
-        "0.0.0.0/8",
-        "10.0.0.0/8",
-        "100.64.0.0/10",
-        "127.0.0.0/8",
-        "169.254.0.0/16",
-        "172.16.0.0/12",
-        "192.0.0.0/24",
-        "192.0.2.0/24",
-        "192.88.99.0/24",
-        "192.168.0.0/16",
-        "198.18.0.0/15",
-        "198.51.100.0/24",
-        "203.0.113.0/24",
-        "224.0.0.0/4",
-        "240.0.0.0/4",
-        # Azure's virtual public address of the host.
-        "168.63.129.16/32",
-        # Unspecified, loopback and the old IPv4-compatible addresses.
-        "::/96",
-        "::ffff:0:0/96",
-        "64:ff9b::/96",
-        "64:ff9b:1::/48",
-        "100::/64",
-        "2001::/32",
-        "2001:db8::/32",
-        "2002::/16",
-        "fc00::/7",
-        "fe80::/10",
-        "fec0::/10",
-        "ff00::/8",
-    )
-)
-
-#: Upper half of an ISATAP interface id, with and without the universal bit.
-_ISATAP = (0x0000_5EFE, 0x0200_5EFE)
-
 #: What every name under localhost resolves to (RFC 6761, 6.3).
 _LOOPBACK = ipaddress.IPv4Address("127.0.0.1")
-
-_HOST_NAME = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,62})(\.[a-z0-9_]([a-z0-9_-]{0,62}))*")
-#: A last label such as 1, 017 or 0x7f makes the whole host an IPv4 address for most resolvers.
-_ENDS_IN_NUMBER = re.compile(r"(.*\.)?([0-9]+|0x[0-9a-f]*)")
-
-
-def is_public(address: str | Address) -> bool:
-    """Global unicast, no tunnel to anything else. Raises ``ValueError`` for what is no address."""
-    parsed = ipaddress.ip_address(address)
-    if any(parsed.version == network.version and parsed in network for network in _REFUSED):
-        return False
-    if parsed.version == 6 and (int(parsed) >> 32) & 0xFFFF_FFFF in _ISATAP:
-        return False
-    return parsed.is_global and not parsed.is_multicast
-
-
-@dataclass(frozen=True, kw_only=True)
-class Allowed:
-    """One entry of the allow-list: a host name or a network, on one port or on all."""
-
-    name: str | None = None
-    network: Network | None = None
-    port: int | None = None
-
-    @classmethod
-    def parse(cls, entry: str) -> Allowed:
-        """``host``, ``host:port``, an address, ``address:port``, ``[IPv6]:port``, a network; or ``ValueError``."""
-        try:
-            # 192.168.1.20/24 is meant as the network around it.
-            return cls(network=ipaddress.ip_network(entry.strip("[]"), strict=False))
-        except ValueError:
-            host, colon, port = entry.rpartition(":")
-        if not colon:
-            host, port = entry, ""
-        try:
-            name = _canonical(host)
-        except RefusedAddress:
-            raise ValueError(f"{entry!r} is no host, address or network") from None
-        number = int(port) if port else None
-        if isinstance(name, str):
-            return cls(name=name, port=number)
-        return cls(network=ipaddress.ip_network(name), port=number)
-
-    def covers(self, host: str | Address, address: Address | None, port: int) -> bool:
-        """Whether ``host``, which resolved to ``address``, may be reached on ``port``."""
-        if self.port is not None and self.port != port:
-            return False
-        if self.network is None:
-            return self.name == host
-        return address is not None and address.version == self.network.version and address in self.network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +55,7 @@ class Guard:
     def check_url(self, url: str) -> None:
         """Refuses what can be seen to be hopeless without asking a resolver: raises ``RefusedAddress``."""
         parsed = _parse(url)
-        host = _canonical(parsed.host)
+        host = canonical(parsed.host)
         port = _port(parsed)
         if isinstance(host, str) and host.rpartition(".")[2] != "localhost":
             # A network on the list may turn out to hold the host's address, on any port.
@@ -158,7 +63,7 @@ class Guard:
             if port not in PORTS and not listed:
                 raise RefusedAddress(f"The port in the URL is not allowed: {port}")
         elif not self._may_dial(host, _LOOPBACK if isinstance(host, str) else host, port):
-            raise _unreachable(parsed.host)
+            raise unreachable(parsed.host)
 
     async def post(self, url: str, body: bytes, headers: Mapping[str, str], *, timeout_s: float) -> Answer:
         """Posts once, in ``timeout_s`` seconds from its own look-up on; redirects are answers like any other.
@@ -183,7 +88,7 @@ class Guard:
             ):
                 return Answer(status=response.status, retry_after=_header(response, b"retry-after").decode("latin-1"))
         except _FAILURES as error:
-            raise _unreachable(parsed.host) from error
+            raise unreachable(parsed.host) from error
 
     async def get(
         self, url: str, *, max_bytes: int, timeout_s: float = 20.0, redirects: int = 3, accept: str = "*/*"
@@ -194,29 +99,60 @@ class Guard:
         nowhere else, those in a redirect nowhere. Raises ``BodyTooLarge``; ``RefusedAddress`` for all else, with one
         text for refused, unreachable, late and anything but a plain 200.
         """
+        body = bytearray()
+
+        async def take(part: bytes) -> None:
+            body.extend(part)
+
+        deadline = asyncio.timeout(timeout_s)
+        await self._get(url, take, deadline, max_bytes, redirects, accept)
+        return bytes(body)
+
+    async def download(
+        self, url: str, take: Callable[[bytes], Awaitable[None]], *, max_bytes: int, stall_s: float = 60.0
+    ) -> None:
+        """As ``get``, handed over part by part, however long it takes: no part may be ``stall_s`` seconds late."""
+        deadline = asyncio.timeout(stall_s)
+
+        async def take_in_time(part: bytes) -> None:
+            await take(part)
+            deadline.reschedule(asyncio.get_running_loop().time() + stall_s)
+
+        await self._get(url, take_in_time, deadline, max_bytes, redirects=5, accept="*/*")
+
+    async def _get(
+        self,
+        url: str,
+        take: Callable[[bytes], Awaitable[None]],
+        deadline: asyncio.Timeout,
+        max_bytes: int,
+        redirects: int,
+        accept: str,
+    ) -> None:
         self.check_url(url)
         first = _parse(url)
         try:
-            async with asyncio.timeout(timeout_s), self._pool() as pool:
-                return await self._follow(pool, first, max_bytes, redirects, _headers(accept))
+            async with deadline, self._pool() as pool:
+                await self._follow(pool, first, take, max_bytes, redirects, _headers(accept))
         except (*_FAILURES, RefusedAddress) as error:
-            raise _unreachable(first.host) from error
+            raise unreachable(first.host) from error
 
     async def _follow(
         self,
         pool: httpcore2.AsyncConnectionPool,
         first: httpx2.URL,
+        take: Callable[[bytes], Awaitable[None]],
         max_bytes: int,
         redirects: int,
         headers: dict[str, str],
-    ) -> bytes:
+    ) -> None:
         url = first
         for _ in range(redirects + 1):
             self.check_url(str(url))
             sent = headers | (_credentials(first) if _origin(url) == _origin(first) else {})
             async with pool.stream("GET", _target(url), headers=list(sent.items())) as response:
                 if response.status not in _REDIRECTS:
-                    return await _read(response, max_bytes)
+                    return await _read(response, take, max_bytes)
                 url = _redirected(url, _header(response, b"location"))
         raise httpcore2.RemoteProtocolError(f"more than {redirects} redirects")
 
@@ -239,7 +175,7 @@ class Guard:
 
         ``begin`` is called once nothing but the host's own look-up is waited for.
         """
-        name = _canonical(host)
+        name = canonical(host)
         if isinstance(name, str):
             answers = await self._look_up(name, port, begin)
             found = [ipaddress.ip_address(address.partition("%")[0]) for address in answers]
@@ -299,8 +235,8 @@ async def _checked(stream: httpcore2.AsyncNetworkStream, address: str) -> httpco
     return stream
 
 
-async def _read(response: httpcore2.Response, max_bytes: int) -> bytes:
-    """The body of a plain 200. Raises ``BodyTooLarge``, or ``httpcore2.RemoteProtocolError`` for another answer."""
+async def _read(response: httpcore2.Response, take: Callable[[bytes], Awaitable[None]], max_bytes: int) -> None:
+    """Hands over the body of a plain 200. Raises ``BodyTooLarge``; ``httpcore2.RemoteProtocolError`` for all else."""
     encoding = _header(response, b"content-encoding").strip().lower()
     if response.status != 200 or encoding not in (b"", b"identity"):
         # Packed although asked not to: what it would unpack to is not counted anywhere.
@@ -309,12 +245,12 @@ async def _read(response: httpcore2.Response, max_bytes: int) -> bytes:
     too_large = BodyTooLarge(f"The answer is larger than {max_bytes} bytes.")
     if length.isdigit() and int(length) > max_bytes:
         raise too_large
-    body = bytearray()
+    count = 0
     async for part in response.aiter_stream():
-        body += part
-        if len(body) > max_bytes:
+        count += len(part)
+        if count > max_bytes:
             raise too_large
-    return bytes(body)
+        await take(part)
 
 
 def _redirected(url: httpx2.URL, location: bytes) -> httpx2.URL:
@@ -367,32 +303,3 @@ def _port(url: httpx2.URL) -> int:
     if url.port is not None:
         return url.port
     return 443 if url.scheme == "https" else 80
-
-
-def _canonical(host: str) -> str | Address:
-    """A lower-case name without its final dot, or the address that the host spells in one way or another.
-
-    Raises ``RefusedAddress`` for what can be neither.
-    """
-    plain = host.lower().removesuffix(".")
-    try:
-        return ipaddress.ip_address(plain.strip("[]"))
-    except ValueError:
-        pass
-    if _ENDS_IN_NUMBER.fullmatch(plain):
-        # Decimal, octal, hexadecimal and short forms (2130706433, 0177.1, 0x7f.1), as the C library reads them.
-        try:
-            return ipaddress.IPv4Address(socket.inet_aton(plain))
-        except (OSError, ValueError) as error:
-            raise _unreachable(host) from error
-    try:
-        name = plain.encode("idna").decode("ascii") if not plain.isascii() else plain
-    except UnicodeError as error:
-        raise _unreachable(host) from error
-    if len(name) > 253 or not _HOST_NAME.fullmatch(name):
-        raise _unreachable(host)
-    return name
-
-
-def _unreachable(host: str) -> RefusedAddress:
-    return RefusedAddress(f"The address in the URL cannot be reached: {host[:100]}")

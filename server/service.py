@@ -208,6 +208,17 @@ class Service:
         self._settle(job.id, cancelled)
         return cancelled or await self._jobs.get(job.id)
 
+    async def clear_queue(self) -> int:
+        """Ends every job that has not begun as an error, whoever's it is, and tells their webhooks; how many."""
+        cleared = 0
+        for job in await self._jobs.queued():
+            final = await self._jobs.fail(job.id, code="cleared", message="The queue was cleared.", now=time.time())
+            if (generation := self._generations.get(job.id)) is not None:
+                generation.cancel()
+            self._settle(job.id, final)
+            cleared += final is not None
+        return cleared
+
     def eta(self, job: Job) -> float:
         """Seconds until the job is expected to be done, at least 1."""
         if (generation := self._generations.get(job.id)) is not None:

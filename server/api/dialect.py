@@ -44,6 +44,7 @@ STATUS: dict[str, int] = {
     "body_too_large": 413,
     "queue_full": 429,
     "unavailable": 503,
+    "cleared": 503,
 }
 
 

@@ -8,9 +8,11 @@ from functools import partial
 from typing import Any
 
 from pipelines.request import Task
+from server.api.modelslab import account, enterprise, models, uploads
 from server.api.modelslab.answers import fetch
 from server.api.modelslab.drawing import EDITING, IMAGES, REALTIME, Style, draw
-from server.api.modelslab.loading import RELOAD_SCHEMA, reload
+from server.api.modelslab.loading import reload
+from server.api.modelslab.model_ids import MODEL_SCHEMA
 from server.api.modelslab.outpainting import OUTPAINT_SCHEMA, outpaint
 from server.api.modelslab.schemas import json_schema
 from server.api.modelslab.unavailable import refuse
@@ -56,7 +58,9 @@ def _drawing(style: Style, task: Task, summary: str, *paths: str) -> Endpoint:
 _PROMPT = "Draws images from a prompt; answers success, or processing when it takes longer."
 _IMAGE = "Draws images from a prompt and an image; answers as text2img."
 _MASK = "Repaints an image where a mask is white; answers as text2img."
-_COMMUNITY = ("/v6/images", "/v4/dreambooth", "/v3/dreambooth", "/v1/enterprise", _SEGMENT, *_DART)
+_DREAMBOOTH = ("/v4/dreambooth", "/v3/dreambooth")
+_COMMUNITY = ("/v6/images", *_DREAMBOOTH, "/v1/enterprise", _SEGMENT, *_DART)
+_ENTERPRISE = ("/v1/enterprise", _SEGMENT, f"{_SEGMENT}/text2img")
 _REALTIME = ("/v6/realtime", "/v3", "/v1/enterprise/realtime")
 _EDITING = ("/v6/image_editing", "/v1/image_editing", "/v1/enterprise/image_editing")
 
@@ -97,8 +101,88 @@ def _others() -> Iterator[Endpoint]:
         summary="Loads a model: success when it is there, processing while it is loaded.",
         paths=_under(*_COMMUNITY, name="model_reload"),
         handle=reload,
-        schema=RELOAD_SCHEMA,
+        schema=MODEL_SCHEMA,
     )
+
+
+def _account() -> Iterator[Endpoint]:
+    both = ("POST", "GET")
+    rows = (
+        ("request_count", "How many requests are not done.", account.request_count, "/v6/processing/request_count"),
+        ("assets_generated", "Finished requests, in pages.", account.assets_generated, "/v6/assets_generated"),
+        ("clear_cache", "Nothing is cached that could be out of date.", account.clear_cache, "/v5/clear_cache"),
+        ("wallet_balance", "A stub: nothing is charged.", account.wallet_balance, "/wallet_balance"),
+        ("subscribed_products", "A stub: nothing is sold.", account.subscribed_products, "/subscribed_products"),
+        ("system_load", "How many requests wait, and how long.", account.system_load, "/v3/system_load"),
+    )
+    for name, summary, handle, path in rows:
+        yield Endpoint(name=name, summary=summary, paths=(path,), handle=handle, methods=both, scope=None)
+
+
+def _uploads() -> Iterator[Endpoint]:
+    links = ("/v6/base64_to_url", *_under(*_EDITING, name="base64_to_url"))
+    rows: tuple[tuple[str, str, Handle, dict[str, Any], tuple[str, ...]], ...] = (
+        ("base64_to_url", "A link to an image, for 24 hours.", uploads.link, uploads.LINK_SCHEMA, links),
+        ("base64_crop", "A link to an image, cropped.", uploads.crop, uploads.CROP_SCHEMA, ("/v3/base64_crop",)),
+        (
+            "upload_image",
+            "A link to an image, for 24 hours.",
+            uploads.upload,
+            uploads.UPLOAD_SCHEMA,
+            _under(*_ENTERPRISE, name="upload_image"),
+        ),
+        (
+            "delete_image",
+            "Deletes the images of a request.",
+            uploads.delete,
+            uploads.DELETE_SCHEMA,
+            ("/v3/delete_image",),
+        ),
+    )
+    for name, summary, handle, schema, paths in rows:
+        yield Endpoint(name=name, summary=summary, paths=paths, handle=handle, schema=schema)
+
+
+def _discovery() -> Iterator[Endpoint]:
+    searches = ("/v6/model-search", "/v7/models")
+    rows: tuple[tuple[str, str, Handle, tuple[str, ...]], ...] = (
+        ("model_list", "The models that draw.", models.model_list, _under(*_DREAMBOOTH, name="model_list")),
+        ("finetune_list", "Nothing is trained here.", models.finetune_list, ("/v3/finetune_list",)),
+        ("model search", "Models and LoRAs, by search, model_type, tags …", models.search, searches),
+        ("model search: filters", "What filters can be.", models.filters, _under(*searches, name="filters")),
+        ("model search: tags", "What tags there are.", models.tags, _under(*searches, name="tags")),
+        ("model search: providers", "Whose models they are.", models.providers, _under(*searches, name="providers")),
+        ("model search: one", "One model or LoRA.", models.show, _under(*searches, name="{model_id:path}")),
+    )
+    for name, summary, handle, paths in rows:
+        yield Endpoint(name=name, summary=summary, paths=paths, handle=handle, methods=("GET", "POST"), scope=None)
+
+
+def _enterprise() -> Iterator[Endpoint]:
+    rows: tuple[tuple[str, str, Handle, tuple[str, ...]], ...] = (
+        ("system_details", "What waits, and how many models there are.", enterprise.system_details, ()),
+        ("restart_server", "Answers; restarts nothing.", enterprise.restart_server, ()),
+        ("update_server", "Answers; updates nothing.", enterprise.update_server, ("update",)),
+        ("clear_cache", "Nothing is cached that could be out of date.", enterprise.clear_cache, ()),
+        ("clear_queue", "Ends all jobs that wait as errors.", enterprise.clear_queue, ()),
+        ("schedulers_list", "Names of schedulers.", enterprise.schedulers_list, ()),
+        ("get_all_models", "All models that draw.", enterprise.get_all_models, ()),
+        ("sync_models", "Counts the models: they are found without it.", enterprise.sync_models, ()),
+        ("verify_model", "Whether a model is offered.", enterprise.verify_model, ()),
+        ("update_s3", "Not available.", partial(refuse, name="update_s3"), ()),
+        ("reset_s3", "Not available.", partial(refuse, name="reset_s3"), ()),
+    )
+    for name, summary, handle, aliases in rows:
+        paths = tuple(path for word in (name, *aliases) for path in _under(*_ENTERPRISE, name=word))
+        schema = MODEL_SCHEMA if name == "verify_model" else {}
+        yield Endpoint(
+            name=f"enterprise: {name}",
+            summary=f"{summary} Needs the scope admin.",
+            paths=paths,
+            handle=handle,
+            scope=Scope.ADMIN,
+            schema=schema,
+        )
 
 
 def _fetches() -> Iterator[Endpoint]:
@@ -129,9 +213,22 @@ def _refusals() -> Iterator[Endpoint]:
     for name, words in edits.items():
         paths = tuple(path for word in words for path in _under(*_EDITING, name=word))
         yield Endpoint(name=name, summary="Not available.", paths=paths, handle=partial(refuse, name=name))
-    paths = ("/v6/images/controlnet", "/v5/controlnet", *_under(*_COMMUNITY[1:], name="controlnet"))
-    yield Endpoint(name="controlnet", summary="Not available.", paths=paths, handle=partial(refuse, name="controlnet"))
+    others = {
+        "controlnet": ("/v6/images/controlnet", "/v5/controlnet", *_under(*_COMMUNITY[1:], name="controlnet")),
+        "nsfw_image_check": ("/v3/nsfw_image_check", *_under(*_ENTERPRISE, name="nsfw_image_check")),
+    }
+    for name, paths in others.items():
+        yield Endpoint(name=name, summary="Not available.", paths=paths, handle=partial(refuse, name=name))
 
 
 #: In the order in which paths are matched.
-ENDPOINTS: tuple[Endpoint, ...] = (*_draws(), *_others(), *_fetches(), *_refusals())
+ENDPOINTS: tuple[Endpoint, ...] = (
+    *_draws(),
+    *_others(),
+    *_account(),
+    *_uploads(),
+    *_discovery(),
+    *_enterprise(),
+    *_fetches(),
+    *_refusals(),
+)

@@ -64,7 +64,7 @@ def _documentation(endpoint: Endpoint, path: str) -> dict[str, Any]:
     extra: dict[str, Any] = {}
     if endpoint.schema:
         extra["requestBody"] = {"content": {"application/json": {"schema": endpoint.schema}}}
-    names = [part[1:-1] for part in path.split("/") if part.startswith("{")]
+    names = [part[1:-1].partition(":")[0] for part in path.split("/") if part.startswith("{")]
     if names:
         extra["parameters"] = [
             {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names

@@ -11,8 +11,9 @@ from typing import Any
 import httpcore2
 import pytest
 
+from server.addresses import Allowed, is_public
 from server.errors import BodyTooLarge, RefusedAddress
-from server.net import Allowed, Answer, Guard, _checked, is_public
+from server.net import Answer, Guard, _checked
 
 REFUSED = """
 0.0.0.0 0.255.255.255 10.0.0.0 10.255.255.255 100.64.0.0 100.127.255.255 100.100.100.200 127.0.0.1 127.255.255.255
