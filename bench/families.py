@@ -19,7 +19,7 @@ from pipelines.base import Pixels
 from pipelines.host import Host
 from pipelines.model import ModelSpec
 from pipelines.quiet import quiet_libraries
-from pipelines.registry import FAMILIES
+from pipelines.registry import FAMILIES, LOOKING
 from pipelines.request import ImageRequest
 
 SIDE = 64
@@ -72,7 +72,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {SIDE} px, {STEPS} steps, guidance on")
     print("family   rows   step ms   outside the forward ms   share")
     with tempfile.TemporaryDirectory() as folder:
-        for family in FAMILIES:
+        for family in (name for name in FAMILIES if name not in LOOKING):
             pipeline = load(family, Path(folder))
             network = pipeline.transformer if family == "flux" else pipeline.unet
             for count in ROWS:

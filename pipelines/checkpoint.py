@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 #: The components that draw; what watches over pictures is not counted with them.
 WEIGHTED = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2")
+#: In place of a component: the folder of a model that has none, as transformers keeps its own.
+WHOLE = "."
 #: One of these sets must be there, or transformers makes a tokenizer without words.
 TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
 #: Of a configuration: where it comes from, which says nothing of the module.
@@ -135,8 +137,17 @@ class Checkpoint:
 
     # Sizes.
 
-    def component_bytes(self, components: Collection[str] = WEIGHTED) -> dict[str, int]:
+    @property
+    def index(self) -> str:
+        """The file that says what the checkpoint is: diffusers', or transformers' where there is only that."""
+        names = ("model_index.json", "config.json")
+        return next((name for name in names if (self.folder / name).is_file()), names[0])
+
+    def component_bytes(self, components: Collection[str] = (*WEIGHTED, WHOLE)) -> dict[str, int]:
         """What each component that the checkpoint has will take in memory, from the headers of its files."""
+        if self.index == "model_index.json":
+            # Beside its components a repository may hold everything once more, in one file.
+            components = [component for component in components if component != WHOLE]
         width = self.dtype.itemsize
         sizes = {}
         for component in components:
@@ -203,7 +214,7 @@ class Checkpoint:
                 return _clip_tokenizer(cls, merges, options)
         except Exception as error:
             logger.warning("model %s: %s cannot be loaded", self.name, subfolder, exc_info=True)
-            raise BrokenCheckpoint(f"model {self.name}: {subfolder} cannot be loaded: {self._said(error)}") from error
+            raise BrokenCheckpoint(f"model {self.name}: {subfolder} cannot be loaded: {self.said(error)}") from error
         wanted = " or ".join(" and ".join(names) for names in TOKENIZER_FILES)
         raise BrokenCheckpoint(f"model {self.name}: {subfolder} has no vocabulary ({wanted})")
 
@@ -213,7 +224,9 @@ class Checkpoint:
             raise BrokenCheckpoint(f"model {self.name}: {subfolder}/config.json is of a {found}, not {cls.__name__}")
         code = next((self.folder / subfolder).glob("*.py"), None)
         if code is not None:
-            raise BrokenCheckpoint(f"model {self.name}: {subfolder} brings code, {code.name}, which is never run")
+            raise BrokenCheckpoint(
+                f"model {self.name}: {_called(subfolder)} brings code, {code.name}, which is never run"
+            )
 
     def _from_folder(self, subfolder: str, cls: Any, variant: str | None, dtype: torch.dtype) -> Any:
         try:
@@ -229,13 +242,16 @@ class Checkpoint:
             )
         except Exception as error:
             # Libraries raise OSError, ValueError, SafetensorError … for damaged files; the cause goes to the log.
-            logger.warning("model %s: %s cannot be loaded", self.name, subfolder, exc_info=True)
-            raise BrokenCheckpoint(f"model {self.name}: {subfolder} cannot be loaded: {self._said(error)}") from error
+            where = _called(subfolder)
+            logger.warning("model %s: %s cannot be loaded", self.name, where, exc_info=True)
+            raise BrokenCheckpoint(f"model {self.name}: {where} cannot be loaded: {self.said(error)}") from error
         missing = sorted(info.get("missing_keys") or ())
         # diffusers leaves what is missing on the meta device and says nothing.
         missing = missing or [name for name, value in module.state_dict().items() if value.is_meta]
         mismatched = info.get("mismatched_keys") or ()
-        self._refuse(subfolder, missing, sorted(key if isinstance(key, str) else str(key[0]) for key in mismatched))
+        self._refuse(
+            _called(subfolder), missing, sorted(key if isinstance(key, str) else str(key[0]) for key in mismatched)
+        )
         return module
 
     def _from_file(
@@ -252,7 +268,7 @@ class Checkpoint:
         except Exception as error:
             # A converter stumbles over a file of another model in its own ways (KeyError, IndexError …).
             logger.warning("model %s: %s cannot be loaded", self.name, where, exc_info=True)
-            raise BrokenCheckpoint(f"model {self.name}: {where} cannot be loaded: {self._said(error)}") from error
+            raise BrokenCheckpoint(f"model {self.name}: {where} cannot be loaded: {self.said(error)}") from error
         self._refuse(where, *single_file.differences(tensors, module))
         single_file.fill(module, tensors, dtype, self.device)
         return module
@@ -282,16 +298,20 @@ class Checkpoint:
 
     def _nowhere(self, subfolder: str) -> str:
         if self._file is None:
-            return f"{subfolder} holds no weights (*.safetensors)"
+            return f"{_called(subfolder)} holds no weights (*.safetensors)"
         return f"{self._file.name} holds no {subfolder} in a known layout, and the model has no folder with one"
 
-    def _said(self, error: Exception) -> str:
+    def said(self, error: Exception) -> str:
         """A library's own words without the local paths they often carry."""
         text = (str(error).strip() or type(error).__name__).split("\n")[0]
         for path in (self._file, self.folder):
             if path is not None:
                 text = text.replace(str(path), path.name).replace(str(path.parent), "…")
         return " ".join(word if "/" not in word else "…" for word in text.split())[:200]
+
+
+def _called(component: str) -> str:
+    return "its folder" if component == WHOLE else component
 
 
 def _clip_tokenizer(cls: Any, merges: Path, options: Mapping[str, Any]) -> Any:

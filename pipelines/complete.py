@@ -104,6 +104,8 @@ def complete(
 
 def check_task(task: Task, model: ModelSpec) -> None:
     """Raises ``InvalidRequest`` for what the model does not do."""
+    if not model.tasks:
+        raise InvalidRequest(f"{model.id} looks at pictures and draws none: POST /v1/vision.", field="model")
     if task not in model.tasks:
         raise InvalidRequest(f"{model.id} draws {_listed(model.tasks)}, not {task}.", field="model")
 

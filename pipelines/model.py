@@ -71,7 +71,7 @@ class ModelSpec:
     limits: Limits = Limits()
     #: Tokens that Flux' T5 reads; None = diffusers' 512.
     text_length: int | None = None
-    #: What may be asked of it: an inpaint checkpoint does nothing else.
+    #: What may be asked of it: an inpaint checkpoint does nothing else; nothing of a model that looks at pictures.
     tasks: frozenset[Task] = frozenset(Task)
     offload: Offload = Offload.NONE
     #: "auto" (bfloat16 from compute capability 8.0, float16 below, float32 on CPU) or a torch dtype's name.

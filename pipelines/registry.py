@@ -7,4 +7,7 @@ FAMILIES: dict[str, str] = {
     "sd15": "pipelines.sd15:StableDiffusion15",
     "sdxl": "pipelines.sdxl:StableDiffusionXL",
     "flux": "pipelines.flux:Flux",
+    "florence2": "pipelines.florence2:Florence2",
 }
+#: Those that look at pictures instead of drawing them.
+LOOKING = frozenset({"florence2"})

@@ -72,6 +72,7 @@ BUILDERS: dict[str, str] = {
     "flux": "pipelines.demo.flux:build",
     "flux-schnell": "pipelines.demo.flux:build_schnell",
     "flux-fill": "pipelines.demo.flux:build_fill",
+    "florence2": "pipelines.demo.florence2:build",
     # Beside models of any of these.
     _IP_ADAPTERS: "pipelines.demo.ip_adapter:build",
 }

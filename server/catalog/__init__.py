@@ -158,7 +158,7 @@ class Catalog:
     def _resolve_default(self, name: str | None) -> Resolved:
         if name is not None:
             return self.resolve(name)
-        models = self.models()
+        models = [model for model in self.models() if model.tasks]
         real = [model for model in models if model.demo is None]
         # The only model with weights; where none has any, the stand-in that every checkout has, or the only one.
         choice = real or [model for model in models if model.id == _STAND_IN] or models

@@ -33,7 +33,7 @@ def find_checker(
         configured = all(file.is_file() for file in (_config(folder), folder / PROCESSOR / "preprocessor_config.json"))
         if found is not None and configured and all(map(is_whole, found.files)):
             return CheckerFiles(folder=folder)
-    offered = list(offered)
+    offered = [spec for spec in offered if spec.tasks]
     if any(spec.demo is None for spec in offered):
         return None
     demo = next((spec for spec in offered if spec.demo == _DEMO), None)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pipelines.model import Limits, ModelSpec
+from pipelines.registry import LOOKING
 from pipelines.request import Task
 from pipelines.safety import CheckerFiles
 from server.catalog.checker import find_checker, watched_for_checkers
@@ -215,7 +216,7 @@ def _spec(
         note=model.note,
         limits=Limits(**model.limits.model_dump()),
         dtype=model.dtype,
-        tasks=frozenset(map(Task, model.tasks)),
+        tasks=frozenset() if model.family in LOOKING else frozenset(map(Task, model.tasks)),
         text_length=model.text_length,
         **model.defaults.model_dump(),
     )

@@ -209,7 +209,7 @@ class LocalExecutor:
         device = pick_device(self._device)
         checkpoint = Checkpoint.open(spec, dtype=pick_dtype(spec.dtype, device), device=device)
         # What is no checkpoint at all must not cost the loaded models their place.
-        checkpoint.read_json("model_index.json")
+        checkpoint.read_json(checkpoint.index)
         sizes = checkpoint.component_bytes()
         resident = resident_components(spec.offload)
         # Whole parts take turns: the largest needs room.

@@ -13,13 +13,14 @@ import pytest
 from pipelines.demo import BUILDERS
 from pipelines.errors import InvalidRequest, UnknownModel
 from pipelines.registry import FAMILIES as BUILT
+from pipelines.registry import LOOKING
 from pipelines.request import Task
 from server.catalog import Catalog, Resolved, Source
 from server.config import ROOT, ConfigError
 
 FAMILIES = {"sd15": "pipelines.sd15:StableDiffusion15"}
 MODEL = 'id = "toon"\nfamily = "sd15"\n'
-IDS = """dreamshaper-8-lcm flux flux-fill flux-schnell sd15 sd15-inpaint
+IDS = """dreamshaper-8-lcm florence-2-base florence-2-large flux flux-fill flux-schnell sd15 sd15-inpaint
     sdxl sdxl-inpaint sdxl-lightning sdxl-turbo""".split()
 
 
@@ -97,7 +98,7 @@ def test_every_stand_in_has_a_builder_and_the_family_and_tasks_of_its_model(tmp_
         configured = catalog.configured[model.id]
         assert model.demo in BUILDERS
         assert model.family == configured.family
-        assert model.tasks == frozenset(map(Task, configured.tasks))
+        assert model.tasks == (frozenset() if model.family in LOOKING else frozenset(map(Task, configured.tasks)))
         assert model.scheduler_options == configured.scheduler
         assert (model.steps, model.guidance, model.scheduler) == (
             configured.defaults.steps,
@@ -108,7 +109,7 @@ def test_every_stand_in_has_a_builder_and_the_family_and_tasks_of_its_model(tmp_
 
 def test_every_shipped_model_says_where_it_comes_from(tmp_path: Path) -> None:
     catalog = shipped(tmp_path)
-    assert list(catalog.configured) == sorted([*IDS, "florence-2-base", "florence-2-large"])
+    assert list(catalog.configured) == IDS
     for model in catalog.configured.values():
         assert model.source is not None
         assert model.source.revision == "main"
@@ -364,3 +365,22 @@ def test_two_models_of_one_alias_are_refused(tmp_path: Path) -> None:
 def test_unknown_default_is_a_config_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="default_model = 'sd16' is no model; did you mean sd15"):
         shipped(tmp_path, "sd16")
+
+
+@pytest.mark.parametrize("size", ["base", "large"])
+def test_the_original_name_of_florence_is_the_native_copy(tmp_path: Path, size: str) -> None:
+    model = shipped(tmp_path).get(f"microsoft/Florence-2-{size}")
+    assert (model.id, model.family, model.tasks) == (f"florence-2-{size}", "florence2", frozenset())
+
+
+def test_a_model_that_looks_at_pictures_draws_for_nobody(tmp_path: Path) -> None:
+    folder = tmp_path / "models" / "florence-2-base"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    catalog = shipped(tmp_path)
+    assert catalog.get("florence-2-base").demo is None
+    assert catalog.default().id == "sd15"
+    # Nor does it take the demo's safety checker away.
+    assert catalog.checker() is not None
+    add_weights(tmp_path, "sdxl")
+    assert shipped(tmp_path).default().id == "sdxl"
