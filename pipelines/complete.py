@@ -36,6 +36,8 @@ _TRUE_CFG_FAMILIES = frozenset({"flux"})
 
 #: Families whose text comes from a layer of CLIP that can be chosen.
 _CLIP_SKIP_FAMILIES = frozenset({"sd15", "sdxl"})
+#: Families that read textual inversions.
+_EMBEDDING_FAMILIES = frozenset({"sd15", "sdxl"})
 #: The deepest clip_skip; SD1.5's encoder has 12 layers.
 _MAX_CLIP_SKIP = 8
 #: Beyond, a LoRA leaves nothing of the picture.
@@ -98,6 +100,7 @@ def complete(
         reproducible=reproducible if draft.reproducible is None else draft.reproducible,
         priority=draft.priority,
         vae=_choose_vae(draft, find_auxiliary, warnings),
+        embeddings=_choose_embeddings(draft, model, warnings),
     )
     return Completed(request=request, warnings=tuple(warnings), enhanced=bool(draft.enhance), style=style)
 
@@ -202,6 +205,13 @@ def _choose_adapter(draft: ImageDraft, model: ModelSpec, warnings: list[str]) ->
         raise InvalidRequest("ip_adapter_image is required", field="ip_adapter_image")
     scale = _clamp("ip_adapter_scale", draft.ip_adapter_scale, default, 0.0, 1.0, warnings)
     return {"ip_adapter": name, "ip_adapter_scale": scale, "ip_adapter_image": draft.ip_adapter_image}
+
+
+def _choose_embeddings(draft: ImageDraft, model: ModelSpec, warnings: list[str]) -> tuple[str, ...]:
+    if draft.embeddings and model.family not in _EMBEDDING_FAMILIES:
+        warnings.append(f"embeddings were not used: {model.id} reads no textual inversions.")
+        return ()
+    return tuple(dict.fromkeys(draft.embeddings))
 
 
 def _choose_safety(draft: ImageDraft, rules: SafetyRules, warnings: list[str]) -> str | None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
-from pipelines.auxiliary import AuxiliaryKind, FindAuxiliary, find_nothing
+from pipelines.adapting import Adapted, Adapting
+from pipelines.auxiliary import FindAuxiliary, find_nothing
 from pipelines.base import LaneKey, Pixels, Row, of_kind
 from pipelines.block import BlockRing, StepBlock
 from pipelines.draws import DRAWS, Draw, Kind
@@ -22,7 +23,6 @@ from pipelines.images import Posterior, Sources
 from pipelines.inputs import ReadInput
 from pipelines.ip_adapters import ImagePrompt, IpAdapters
 from pipelines.lora import Loras
-from pipelines.lora_bank import LoraStack
 from pipelines.placement import Part, Placement
 from pipelines.prompt import Embedding, EmbeddingCache, Wording, encode_texts
 from pipelines.request import ImageRequest, Request, Task
@@ -34,6 +34,9 @@ from pipelines.vae import Vae
 from pipelines.vaes import Vaes
 from schedulers.errors import SchedulerError
 from schedulers.table import SamplerTable, compile_table
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 #: Lanes nobody is in keep their tensors up to this number, for the next request of the same size.
 IDLE_POOLS = 4
@@ -58,6 +61,7 @@ class DiffusionPipeline(Family):
         vaes: Vaes,
         slots: int,
         read_input: ReadInput | None = None,
+        adapting: Adapting,
         find_auxiliary: FindAuxiliary = find_nothing,
         components: SharedComponents | None = None,
     ) -> None:
@@ -73,11 +77,10 @@ class DiffusionPipeline(Family):
         self.scheduler_config = dict(scheduler_config)
         self._scheduler = scheduler or str(scheduler_config["_class_name"])
         self.sources = Sources(read_input)
+        self._adapting = adapting
         self._find_auxiliary = find_auxiliary
         self._components = components
-        #: From the first request that asks for a LoRA: until then the denoiser is untouched.
-        self.loras: Loras | None = None
-        #: The same, for a picture as a prompt.
+        #: From the first request that asks for a picture as a prompt: until then the denoiser is untouched.
         self.adapters: IpAdapters | None = None
         self.pools: dict[LaneKey, SlotPool] = {}
         self.cache = EmbeddingCache()
@@ -109,45 +112,38 @@ class DiffusionPipeline(Family):
     @torch.inference_mode()
     def prepare(self, requests: Sequence[Request]) -> list[list[Row] | Error]:
         """See ``Pipeline.prepare``."""
-        prepared: list[list[Row] | Error] = []
         wanted = of_kind(requests, ImageRequest)
         with translated_memory_errors(self.device):
-            for request, encoded in zip(wanted, self._encode(wanted), strict=True):
-                prepared.append(self._try_rows(request, encoded))
-        return prepared
+            adapted = [_tried(self._adapting.adapt, request, self) for request in wanted]
+            sound = [(one, how) for one, how in zip(wanted, adapted, strict=True) if isinstance(how, Adapted)]
+            encoded = iter(self._encode(sound))
+            return [
+                how if isinstance(how, Error) else _tried(self._rows, request, how, next(encoded))
+                for request, how in zip(wanted, adapted, strict=True)
+            ]
 
-    def _encode(self, requests: Sequence[ImageRequest]) -> list[Encoded]:
+    def _encode(self, requests: Sequence[tuple[ImageRequest, Adapted]]) -> list[Encoded]:
         """Texts of all requests together; those of reproducible ones each by itself and kept apart."""
         embeddings: dict[bool, dict[Wording, Embedding]] = {}
         for alone in (False, True):
-            wanted = [wording for one in requests if one.reproducible is alone for wording in self.wordings(one)]
-            embeddings[alone] = encode_texts(wanted, self._read, self.cache, alone=alone)
-        return [self.condition(request, embeddings[request.reproducible]) for request in requests]
+            together = [(one, how.reading) for one, how in requests if one.reproducible is alone]
+            wordings = [wording for one, reading in together for wording in self.wordings(one, reading)]
+            embeddings[alone] = encode_texts(wordings, self._read, self.cache, alone=alone)
+        return [self.condition(one, how.reading, embeddings[one.reproducible]) for one, how in requests]
 
     def embed(self, wording: Wording, request: ImageRequest) -> Embedding:
         """One text, as the request's own are embedded."""
         return encode_texts([wording], self._read, self.cache, alone=request.reproducible)[wording]
 
-    def _read(self, texts: Sequence[str], clip_skip: int) -> list[Embedding]:
+    def _read(self, wordings: Sequence[Wording], clip_skip: int) -> list[Embedding]:
         with self.placement.using(Part.ENCODERS):
-            return self.read_texts(texts, clip_skip)
+            return self.read_texts(wordings, clip_skip)
 
-    def _try_rows(self, request: ImageRequest, encoded: Encoded) -> list[Row] | Error:
-        try:
-            return self._rows(request, encoded)
-        except SchedulerError as error:
-            return InvalidRequest(str(error), field="scheduler")
-        except OutOfMemory:
-            raise
-        except Error as error:
-            return error
-
-    def _rows(self, request: ImageRequest, encoded: Encoded) -> list[Row]:
+    def _rows(self, request: ImageRequest, adapted: Adapted, encoded: Encoded) -> list[Row]:
         draws = DRAWS.get((self.kind, request.task, request.strength >= 1 or request.task is Task.TEXT2IMG))
         if draws is None:
             raise InvalidRequest(f"model {request.model} only inpaints: it needs an image and a mask", field="image")
         table = self.table(request)
-        stack = self._stack(request)
         vae = self.vaes.get(request.vae)
         source = self.sources.source(request, partial(self._posterior, vae), vae.key)
         picture = self._picture(request, guided=encoded.negative is not None)
@@ -170,25 +166,18 @@ class DiffusionPipeline(Family):
                 encoded=encoded,
                 draws=draws,
                 source=source,
-                stack=stack,
+                stack=adapted.stack,
                 vae=vae,
                 picture=picture,
+                warnings=adapted.warnings,
             )
             for index, lane in enumerate(lanes)
         ]
 
-    def _stack(self, request: ImageRequest) -> LoraStack | None:
-        if not request.loras:
-            return None
-        if self.loras is None:
-            self.loras = Loras(
-                self.network,
-                self.original_layers(),
-                device=self.device,
-                find=partial(self._find_auxiliary, AuxiliaryKind.LORA),
-                shared=self._components,
-            )
-        return self.loras.stack(request.loras, request.model)
+    @property
+    def loras(self) -> Loras | None:
+        """None until the first row that has one."""
+        return self._adapting.loras
 
     def _picture(self, request: ImageRequest, *, guided: bool) -> ImagePrompt | None:
         if request.ip_adapter is None:
@@ -362,3 +351,15 @@ class DiffusionPipeline(Family):
         self.pools.clear()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _tried(call: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T | Error:
+    """What the call gives, or what is wrong with the one request that it is for."""
+    try:
+        return call(*arguments, **options)
+    except SchedulerError as error:
+        return InvalidRequest(str(error), field="scheduler")
+    except OutOfMemory:
+        raise
+    except Error as error:
+        return error

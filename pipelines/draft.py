@@ -53,6 +53,8 @@ class ImageDraft:
     #: Words are put around the prompt: general ones, and those of a style, in any spelling.
     enhance: bool | None = None
     style: str | None = None
+    #: Names of textual inversions.
+    embeddings: tuple[str, ...] = ()
 
     @property
     def task(self) -> Task:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipelines.base import LaneKey, Pipeline
 from pipelines.lora_layers import LayerNames
-from pipelines.prompt import Embedding, Wording
+from pipelines.prompt import Embedding, Reading, TextEncoder, Wording
 from pipelines.request import ImageRequest
 from pipelines.rows import Encoded
 from pipelines.step import Denoiser
@@ -31,16 +31,21 @@ class Family(Pipeline):
         """(channels, height, width) of the VAE's latents; what the first draws are shaped like."""
 
     @abstractmethod
-    def wordings(self, request: ImageRequest) -> list[Wording]:
+    def wordings(self, request: ImageRequest, reading: Reading) -> list[Wording]:
         """The texts that the request must have embeddings of."""
 
     @abstractmethod
-    def read_texts(self, texts: Sequence[str], clip_skip: int) -> list[Embedding]:
-        """Texts through the text encoders, in order."""
+    def read_texts(self, wordings: Sequence[Wording], clip_skip: int) -> list[Embedding]:
+        """Texts through the text encoders, in order; all are of this clip_skip."""
 
     @abstractmethod
-    def condition(self, request: ImageRequest, embeddings: Mapping[Wording, Embedding]) -> Encoded:
+    def condition(self, request: ImageRequest, reading: Reading, embeddings: Mapping[Wording, Embedding]) -> Encoded:
         """What the request is conditioned on; ``embeddings`` holds its ``wordings``."""
+
+    @property
+    @abstractmethod
+    def encoders(self) -> tuple[TextEncoder, ...]:
+        """The text encoders, whose layers LoRAs change."""
 
     @abstractmethod
     def denoiser(self, lane: LaneKey) -> Denoiser:

@@ -22,7 +22,7 @@ from pipelines.lru import BytesLru
 from pipelines.model import ModelSpec
 from pipelines.opening import Opening
 from pipelines.placement import Part
-from pipelines.prompt import Embedding, TextEncoder, Wording
+from pipelines.prompt import Embedding, Reading, TextEncoder, Wording
 from pipelines.request import ImageRequest
 from pipelines.rows import Encoded
 from pipelines.step import Conditioning, Denoiser
@@ -117,6 +117,7 @@ class Flux(DiffusionPipeline):
             text_encoder_2=TextEncoder(
                 checkpoint.load_tokenizer("tokenizer_2", T5TokenizerFast),
                 checkpoint.load_module("text_encoder_2", T5EncoderModel),
+                name="text_encoder_2",
                 length=spec.text_length or TEXT_LENGTH,
             ),
             kind=KINDS[features],
@@ -146,27 +147,34 @@ class Flux(DiffusionPipeline):
         """True classifier-free guidance: asked for, and with something to guide away from."""
         return request.true_cfg > 1 and request.negative_prompt is not None
 
-    def condition(self, request: ImageRequest, embeddings: Mapping[Wording, Embedding]) -> Encoded:
+    def condition(self, request: ImageRequest, reading: Reading, embeddings: Mapping[Wording, Embedding]) -> Encoded:
         """See ``DiffusionPipeline.condition``."""
         distilled: dict[str, Tensor] = {}
         if self.transformer.config.guidance_embeds:
             distilled["guidance"] = torch.tensor(request.guidance, dtype=torch.float32, device=self.device)
-        guided = self.is_guided(request)
+        sides = [{**embeddings[wording], **distilled} for wording in self.wordings(request, reading)]
         return Encoded(
-            positive={**embeddings[_positive(request)], **distilled},
-            negative={**embeddings[_negative(request)], **distilled} if guided else None,
+            positive=sides[0],
+            negative=sides[1] if self.is_guided(request) else None,
             scale=request.true_cfg,
             warnings=self._t5.cuts(_plain(request)) + _unweighted(request),
         )
 
-    def wordings(self, request: ImageRequest) -> list[Wording]:
+    def wordings(self, request: ImageRequest, reading: Reading) -> list[Wording]:
         """See ``DiffusionPipeline.wordings``."""
-        return [_positive(request), _negative(request)] if self.is_guided(request) else [_positive(request)]
+        read = _plain(request)
+        texts = [read.prompt, read.negative_prompt or ""] if self.is_guided(request) else [read.prompt]
+        return [reading.wording(text) for text in texts]
 
-    def read_texts(self, texts: Sequence[str], clip_skip: int) -> list[Embedding]:
+    def read_texts(self, wordings: Sequence[Wording], clip_skip: int) -> list[Embedding]:
         """See ``DiffusionPipeline.read_texts``."""
-        read = zip(self._t5(texts)[0], self._clip(texts).pooler_output, strict=True)
+        read = zip(self._t5(wordings)[0], self._clip(wordings).pooler_output, strict=True)
         return [{"text": text, "pooled": pooled} for text, pooled in read]
+
+    @property
+    def encoders(self) -> tuple[TextEncoder, ...]:
+        """CLIP and T5."""
+        return self._clip, self._t5
 
     def denoiser(self, lane: LaneKey) -> Denoiser:
         """The transformer, with the positions of the lane's tokens."""
@@ -236,14 +244,6 @@ def _plain(request: ImageRequest) -> ImageRequest:
         prompt=plain(parse(request.prompt)),
         negative_prompt=None if negative is None else plain(parse(negative)),
     )
-
-
-def _positive(request: ImageRequest) -> Wording:
-    return Wording(text=_plain(request).prompt)
-
-
-def _negative(request: ImageRequest) -> Wording:
-    return Wording(text=_plain(request).negative_prompt or "")
 
 
 def _unweighted(request: ImageRequest) -> tuple[str, ...]:

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
+from pipelines.lora_layers import HalvesSwapped
+
 _BLOCK = re.compile(r"(double|single)_blocks\.(\d+)\.(.+)")
 _BLOCKS = {"double": "transformer_blocks", "single": "single_transformer_blocks"}
 
@@ -49,16 +51,14 @@ _OUTSIDE = {
     "final_layer.linear": "proj_out",
     "final_layer.adaLN_modulation.1": "norm_out.linear",
 }
+#: Gives (shift, scale) there and (scale, shift) in diffusers.
+_LAST_MODULATION = "final_layer.adaLN_modulation.1"
 
 
 def originals(blocks: int, single_blocks: int) -> dict[str, tuple[str, ...]]:
-    """LoRA files' names of Black Forest Labs' layers, with "_" for "." -> the layers that they were split into.
-
-    Without the last modulation, whose halves are swapped here.
-    """
-    names: dict[str, tuple[str, ...]] = {
-        key.replace(".", "_"): (layer,) for key, layer in _OUTSIDE.items() if "adaLN" not in key
-    }
+    """LoRA files' names of Black Forest Labs' layers, with "_" for "." -> the layers that they were split into."""
+    names: dict[str, tuple[str, ...]] = {key.replace(".", "_"): (layer,) for key, layer in _OUTSIDE.items()}
+    names[_LAST_MODULATION.replace(".", "_")] = HalvesSwapped((_OUTSIDE[_LAST_MODULATION],))
     for kind, count in (("double", blocks), ("single", single_blocks)):
         for number in range(count):
             for key, layers in _IN_BLOCK.items():
@@ -80,7 +80,7 @@ def _renamed(key: str, tensor: Tensor, width: int) -> Iterator[tuple[str, Tensor
     block = _BLOCK.fullmatch(module)
     if block is None:
         if module in _OUTSIDE:
-            yield f"{_OUTSIDE[module]}.{kind}", _swapped(tensor) if module.startswith("final_layer.ada") else tensor
+            yield f"{_OUTSIDE[module]}.{kind}", _swapped(tensor) if module == _LAST_MODULATION else tensor
         return
     names = _IN_BLOCK.get(block[3], ())
     # Queries, keys and values are as wide as the model; what follows them in linear1 takes the rest.

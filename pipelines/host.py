@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from pipelines.auxiliary import FindAuxiliary, find_nothing
 from pipelines.inputs import ReadInput
+from pipelines.lora_memory import LoraMemory
 from pipelines.model import Offload
 from pipelines.shared import SharedComponents
 
@@ -25,6 +26,8 @@ class Host:
     find_auxiliary: FindAuxiliary = find_nothing
     #: Modules that models of the same files share; None: nothing is shared.
     shared: SharedComponents | None = None
+    #: What LoRAs may take on the device, for all models together.
+    lora_memory: LoraMemory = field(default_factory=LoraMemory)
 
     def shared_for(self, offload: Offload) -> SharedComponents | None:
         """Modules that come and go with one model's use cannot be another's."""

@@ -21,26 +21,24 @@ from torch.utils.hooks import RemovableHandle
 
 from pipelines.lora_file import LoraPair
 from pipelines.lora_layers import Adaptable, adaptable
+from pipelines.lora_memory import LoraMemory
 
 #: Ranks that matrices are padded to; above, multiples of the last.
 RANKS = (16, 32, 64, 128, 256)
 #: Stacks that are kept although no row uses them.
 MAX_IDLE = 16
-#: With more than this in all slots, unused stacks make room before more memory is taken.
-MAX_BYTES = 2_000_000_000
 #: Slots that are added at a time.
 GROWTH = 4
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True)
 class LoraStack:
-    """What a row has laid over its model: one slot."""
+    """What a row has laid over its denoiser, or a text over its encoder: one slot."""
 
     #: Equal for equal contents and strengths.
     key: Hashable
     #: (layer -> pair, strength), in order.
-    parts: Sequence[tuple[Mapping[str, LoraPair], float]]
-    warnings: tuple[str, ...] = ()
+    parts: Sequence[tuple[Mapping[str, LoraPair], float]] = field(compare=False)
 
     def matrices(self, layer: str) -> tuple[Tensor, Tensor] | None:
         """The layer's pairs side by side, float32: (rank, inputs, …) and (outputs, rank), strengths in the latter."""
@@ -150,21 +148,23 @@ def _unhook(handles: list[RemovableHandle]) -> None:
 
 
 class LoraBank:
-    """The slots of one denoiser; models that share the denoiser share its bank. The device thread alone uses it."""
+    """The slots of one network; models that share the network share its bank. The device thread alone uses it."""
 
-    def __init__(self, network: nn.Module, device: torch.device) -> None:
+    def __init__(self, network: nn.Module, device: torch.device, memory: LoraMemory) -> None:
         self.layers = adaptable(network)
-        self._device = device
+        self.device = device
         self._now = _Now()
         self._adapted: dict[str, _Layer] = {}
         self._handles: list[RemovableHandle] = []
-        # A denoiser may outlive its bank, in another model.
+        # A network may outlive its bank, in another model.
         weakref.finalize(self, _unhook, self._handles)
         #: Stack -> slot, those unused for longest first.
         self._slots: OrderedDict[Hashable, int] = OrderedDict()
         self._users: Counter[int] = Counter()
         self._free: list[int] = []
         self._capacity = 1
+        self._memory = memory
+        memory.add(self)
 
     @property
     def bytes(self) -> int:
@@ -203,8 +203,8 @@ class LoraBank:
         self._users[slot] -= 1
         if not self._users[slot]:
             del self._users[slot]
-        if not self._users and self.bytes > MAX_BYTES:
-            self._clear()
+        if not self._users and not self._memory.has_room(0, self):
+            self.clear()
 
     @contextlib.contextmanager
     def using(self, slots: Tensor | None) -> Iterator[None]:
@@ -222,8 +222,8 @@ class LoraBank:
         if self._free:
             return self._free.pop()
         idle = [key for key, slot in self._slots.items() if slot not in self._users]
-        full = self.bytes * (self._capacity + GROWTH) > MAX_BYTES * self._capacity
-        if idle and (full or len(idle) >= MAX_IDLE):
+        more = self.bytes * GROWTH // self._capacity
+        if idle and (len(idle) >= MAX_IDLE or not self._memory.has_room(more, self)):
             return self._slots.pop(idle[0])
         capacity = self._capacity + GROWTH
         for layer in self._adapted.values():
@@ -244,15 +244,42 @@ class LoraBank:
     def _adapt(self, name: str) -> None:
         layer = self.layers[name]
         kind = _Convolution if isinstance(layer, nn.Conv2d) else _Linear
-        adapted = kind(layer, self._now, self._device)  # type: ignore[arg-type]
+        adapted = kind(layer, self._now, self.device)  # type: ignore[arg-type]
         # Of rank 0, which takes no memory: forwards stay possible when there is none for the matrices.
         adapted.reserve(self._capacity, 0)
         self._handles.append(layer.register_forward_hook(adapted))
         self._adapted[name] = adapted
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
+        """Forgets all stacks and gives their memory back; nobody may be using one."""
         _unhook(self._handles)
         self._adapted.clear()
         self._slots.clear()
         self._free.clear()
         self._capacity = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlay:
+    """A stack, and the bank of the network that it is for."""
+
+    bank: LoraBank = field(compare=False)
+    stack: LoraStack
+
+
+@contextlib.contextmanager
+def laid_over(overlays: Sequence[Overlay | None]) -> Iterator[None]:
+    """A forward of one network inside has these, one for each entry."""
+    bank = next((one.bank for one in overlays if one is not None), None)
+    if bank is None:
+        yield
+        return
+    slots: list[int] = []
+    try:
+        for one in overlays:
+            slots.append(0 if one is None else bank.take(one.stack))
+        with bank.using(torch.tensor(slots, dtype=torch.int32, device=bank.device)):
+            yield
+    finally:
+        for slot in slots:
+            bank.give(slot)

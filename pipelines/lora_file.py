@@ -38,8 +38,30 @@ _ENDS = {
 }
 _PARTS = {f"{end}.weight": part for part, ends in _ENDS.items() for end in ends} | {".alpha": "alpha"}
 _WRAPPER = "base_model.model."
-_DENOISER = ("lora_unet_", "lora_transformer_", "unet.", "transformer.", "diffusion_model.", "model.diffusion_model.")
-_TEXT = ("lora_te", "text_encoder", "text_model.", "bundle_emb", "lora_prior_te", "clip_l.", "clip_g.", "t5xxl.")
+#: The component that is denoised with, under whatever name a model's folder has it.
+DENOISER = "denoiser"
+#: Beginnings of keys -> the component whose layers follow, as a model's folder names it. Keys that begin otherwise
+#: are the denoiser's. Flux has CLIP first and T5 second, which kohya counts as the third, as in SD3.
+_COMPONENTS = {
+    "lora_unet_": DENOISER,
+    "lora_transformer_": DENOISER,
+    "unet.": DENOISER,
+    "transformer.": DENOISER,
+    "diffusion_model.": DENOISER,
+    "model.diffusion_model.": DENOISER,
+    "lora_te_": "text_encoder",
+    "lora_te1_": "text_encoder",
+    "lora_te2_": "text_encoder_2",
+    "lora_te3_": "text_encoder_2",
+    "text_encoder.": "text_encoder",
+    "text_encoder_2.": "text_encoder_2",
+    "text_model.": "text_encoder",
+    "clip_l.transformer.": "text_encoder",
+    "clip_g.transformer.": "text_encoder_2",
+    "t5xxl.transformer.": "text_encoder_2",
+}
+#: Textual inversions that came with the training of a LoRA.
+_BUNDLED = "bundle_emb"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -56,12 +78,12 @@ class LoraPair:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LoraFile:
-    """The denoiser's part of a file."""
+    """What a file holds."""
 
-    #: Layer as the file names it, without the denoiser's prefix and with "_" for "." -> pair.
-    pairs: Mapping[str, LoraPair]
-    #: The file has a part for text encoders too.
-    has_text: bool
+    #: Component -> layer as the file names it, without the component and with "_" for "." -> pair.
+    parts: Mapping[str, Mapping[str, LoraPair]]
+    #: The file has textual inversions too.
+    has_embeddings: bool
 
 
 def read_lora(path: Path, name: str) -> LoraFile:
@@ -77,33 +99,35 @@ def read_lora(path: Path, name: str) -> LoraFile:
             if re.search(mark, key):
                 raise InvalidRequest(f"LoRA {name} is {kind}, which is not supported", field="loras")
     with safe_open(path, "pt") as file:
-        options = _options(file.metadata() or {})
-        if any(value for option, value in options.items() if option.endswith("use_dora")):
+        metadata = _metadata(file.metadata() or {})
+        if any(value for option, value in metadata.items() if option.endswith("use_dora")):
             raise InvalidRequest(f"LoRA {name} is a DoRA, which is not supported", field="loras")
-        found: dict[str, dict[str, Tensor]] = {}
-        has_text = False
+        found: dict[tuple[str, str], dict[str, Tensor]] = {}
         for key in keys:
-            bare = key.removeprefix(_WRAPPER)
-            if bare.startswith(_TEXT):
-                has_text = True
+            if key.startswith(_BUNDLED):
                 continue
-            layer, part = _place(bare, name)
-            found.setdefault(layer, {})[part] = file.get_tensor(key)
-    pairs = {layer.replace(".", "_"): _pair(layer, parts, options, name) for layer, parts in found.items()}
-    return LoraFile(pairs=pairs, has_text=has_text)
+            component, layer, part = _place(key.removeprefix(_WRAPPER), name)
+            found.setdefault((component, layer), {})[part] = file.get_tensor(key)
+    options = {component: _options(metadata, component) for component, _ in found}
+    parts: dict[str, dict[str, LoraPair]] = {}
+    for (component, layer), matrices in found.items():
+        pair = _pair(layer, matrices, options[component], name)
+        parts.setdefault(component, {})[layer.replace(".", "_")] = pair
+    return LoraFile(parts=parts, has_embeddings=any(key.startswith(_BUNDLED) for key in keys))
 
 
-def _place(key: str, name: str) -> tuple[str, str]:
-    """Layer and part of a key."""
-    for prefix in _DENOISER:
+def _place(key: str, name: str) -> tuple[str, str, str]:
+    """Component, layer and part of a key."""
+    component = DENOISER
+    for prefix, known in _COMPONENTS.items():
         if key.startswith(prefix):
-            key = key.removeprefix(prefix)
+            component, key = known, key.removeprefix(prefix)
             break
     # Longest first: ".lora.down" and "_lora.down" must not be taken for one another.
     end = next((end for end in sorted(_PARTS, key=len, reverse=True) if key.endswith(end)), None)
     if end is None:
         raise InvalidRequest(f"LoRA {name} is not supported: {key[:100]} is no part of a LoRA", field="loras")
-    return key.removesuffix(end).replace(".processor.", "."), _PARTS[end]
+    return component, key.removesuffix(end).replace(".processor.", "."), _PARTS[end]
 
 
 def _pair(layer: str, parts: Mapping[str, Tensor], options: Mapping[str, Any], name: str) -> LoraPair:
@@ -117,16 +141,19 @@ def _pair(layer: str, parts: Mapping[str, Tensor], options: Mapping[str, Any], n
     return LoraPair(down=down, up=up.reshape(-1, rank), scale=_scale(layer, rank, alpha, options))
 
 
-def _options(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """peft's configuration as diffusers saves it with the weights, without the component's name."""
+def _metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """peft's configuration as diffusers saves it with the weights."""
     try:
         options = json.loads(metadata.get("lora_adapter_metadata", "{}"))
     except ValueError:
         return {}
-    if not isinstance(options, dict):
-        return {}
-    denoisers = ("unet.", "transformer.")
-    return {key.partition(".")[2]: value for key, value in options.items() if key.startswith(denoisers)}
+    return options if isinstance(options, dict) else {}
+
+
+def _options(metadata: Mapping[str, Any], component: str) -> dict[str, Any]:
+    """The part of peft's configuration for one component, without the component's name."""
+    split = ((*key.partition(".")[::2], value) for key, value in metadata.items())
+    return {option: value for folder, option, value in split if _COMPONENTS.get(f"{folder}.") == component}
 
 
 def _scale(layer: str, rank: int, alpha: float | None, options: Mapping[str, Any]) -> float:

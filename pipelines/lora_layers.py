@@ -1,19 +1,25 @@
-"""Which layers of a denoiser the names in LoRA files mean."""
+"""Which layers of a denoiser or of a text encoder the names in LoRA files mean."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from pipelines.errors import InvalidRequest
-from pipelines.lora_file import LoraFile, LoraPair
+from pipelines.lora_file import LoraPair
 
 #: Name in a file, with "_" for "." -> the layers it means; several: their outputs, one above the other.
 LayerNames = Mapping[str, tuple[str, ...]]
 Adaptable = nn.Linear | nn.Conv2d
+
+
+class HalvesSwapped(tuple[str, ...]):
+    """Of ``LayerNames``: a layer whose outputs' halves the file has the other way round."""
+
 
 #: Parts of a residual block: diffusers' and the original's names.
 _RESNET = {
@@ -50,6 +56,21 @@ def layer_names(layers: Iterable[str], originals: LayerNames) -> dict[str, tuple
     return names
 
 
+def encoder_names(layers: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """All names for the layers of a text encoder, whether it has an inner ``text_model`` or not.
+
+    transformers 5 has none in ``CLIPTextModel`` and one in ``CLIPTextModelWithProjection``; files always have it.
+    """
+    names: dict[str, tuple[str, ...]] = {}
+    for layer in layers:
+        inner = layer.removeprefix("text_model.").replace(".", "_")
+        # What diffusers before peft called CLIP's projections.
+        older = re.sub(r"self_attn_(?:([qkv])|(out))_proj$", r"self_attn_to_\1\2", inner)
+        for name in (inner, older):
+            names[name] = names[f"text_model_{name}"] = (layer,)
+    return names
+
+
 def unet_originals(network: Any) -> dict[str, tuple[str, ...]]:
     """The names of Stability's implementation, which kohya's SDXL files have, for a UNet2DConditionModel's layers."""
     return {original: (layer,) for layer in adaptable(network) for original in _unet_original(network, layer)}
@@ -83,28 +104,36 @@ def _within(kind: str, rest: str) -> str:
 
 
 def fit(
-    file: LoraFile, layers: Mapping[str, Adaptable], names: LayerNames, *, name: str, model: str
-) -> dict[str, LoraPair]:
-    """The file's pairs by layer; InvalidRequest, naming the LoRA, when it was made for another kind of model."""
-    if not file.pairs:
-        raise InvalidRequest(f"LoRA {name} has nothing for the denoiser of {model}", field="loras")
+    pairs: Mapping[str, LoraPair], layers: Mapping[str, Adaptable], names: LayerNames, *, name: str, model: str
+) -> tuple[dict[str, LoraPair], list[str]]:
+    """Pairs by layer, and what the model has no layer for.
+
+    InvalidRequest, naming the LoRA, for pairs of another size: they were made for another kind of model.
+    """
     fitted: dict[str, LoraPair] = {}
-    for key, pair in file.pairs.items():
+    unknown: list[str] = []
+    for key, pair in pairs.items():
         targets = names.get(key, ())
-        if not all(target in layers for target in targets) or not targets:
-            raise InvalidRequest(f"LoRA {name} is not for {model}, which has no layer {key[:100]}", field="loras")
-        widths = [layers[target].weight.shape[0] for target in targets]
-        parts = pair.up.split(widths) if sum(widths) == pair.up.shape[0] else ()
-        for target, part in zip(targets, parts, strict=False):
-            down = _shaped(pair, layers[target])
-            if down is None:
-                break
-            fitted[target] = LoraPair(down=down, up=part, scale=pair.scale)
-        else:
-            if parts:
-                continue
-        raise InvalidRequest(f"LoRA {name} is not for {model}: its {key[:100]} has another size", field="loras")
-    return fitted
+        if not targets or any(target not in layers for target in targets):
+            unknown.append(key)
+            continue
+        if isinstance(targets, HalvesSwapped):
+            pair = replace(pair, up=pair.up.roll(len(pair.up) // 2, dims=0))
+        found = _split(pair, [layers[target] for target in targets])
+        if found is None:
+            raise InvalidRequest(f"LoRA {name} is not for {model}: its {key[:100]} has another size", field="loras")
+        fitted.update(zip(targets, found, strict=True))
+    return fitted, unknown
+
+
+def _split(pair: LoraPair, layers: Sequence[Adaptable]) -> list[LoraPair] | None:
+    """The pair's outputs for each layer; None where it does not fit."""
+    widths = [layer.weight.shape[0] for layer in layers]
+    downs = [_shaped(pair, layer) for layer in layers]
+    if sum(widths) != pair.up.shape[0] or any(down is None for down in downs):
+        return None
+    ups = pair.up.split(widths)
+    return [LoraPair(down=down, up=up, scale=pair.scale) for down, up in zip(downs, ups, strict=True)]
 
 
 def _shaped(pair: LoraPair, layer: Adaptable) -> Any:

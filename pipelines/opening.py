@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from pipelines.adapting import Adapting
 from pipelines.checkpoint import Checkpoint
 from pipelines.device import pick_dtype
 from pipelines.host import Host
@@ -55,4 +56,10 @@ class Opening:
             "read_input": self._host.read_input,
             "find_auxiliary": self._host.find_auxiliary,
             "components": self._host.shared_for(self._spec.offload),
+            "adapting": Adapting(
+                device=self._host.device,
+                find=self._host.find_auxiliary,
+                shared=self._host.shared_for(self._spec.offload),
+                memory=self._host.lora_memory,
+            ),
         }

@@ -107,6 +107,8 @@ class ImageRequest:
     priority: int = 0
     #: Name of a VAE that encodes and decodes in place of the model's own.
     vae: str | None = None
+    #: Names of the textual inversions that the prompt and the negative prompt may use.
+    embeddings: tuple[str, ...] = ()
 
     @property
     def task(self) -> Task:
@@ -145,4 +147,6 @@ class ImageRequest:
         """The inverse of ``to_json``."""
         loras = tuple((name, strength) for name, strength in values.get("loras", ()))
         highres = None if values.get("highres") is None else tuple(values["highres"])
-        return cls(**{**values, "sigmas": Sigmas(values["sigmas"]), "loras": loras, "highres": highres})
+        embeddings = tuple(values.get("embeddings", ()))
+        said = {"sigmas": Sigmas(values["sigmas"]), "loras": loras, "highres": highres, "embeddings": embeddings}
+        return cls(**{**values, **said})

@@ -47,6 +47,7 @@ class DiffusionRow(ImageRow):
         vae: Vae,
         stack: LoraStack | None = None,
         picture: ImagePrompt | None = None,
+        warnings: tuple[str, ...] = (),
     ) -> None:
         super().__init__(
             request=request,
@@ -55,7 +56,7 @@ class DiffusionRow(ImageRow):
             calls=table.calls,
             entries=1 if encoded.negative is None else 2,
             scheduler=table.scheduler,
-            warnings=encoded.warnings + table.warnings + (() if stack is None else stack.warnings),
+            warnings=encoded.warnings + table.warnings + warnings,
         )
         self.table = table
         self.encoded = encoded
@@ -67,7 +68,7 @@ class DiffusionRow(ImageRow):
         self.generator = torch.Generator("cpu").manual_seed(self.seed)
         self.slot: int | None = None
         #: Its LoRAs, and their slot in the model's bank once it has entered; 0: none.
-        self.stack = stack if stack is not None and stack.parts else None
+        self.stack = stack
         self.lora = 0
         #: Its picture as a prompt, and that one's slots in the model's bank once it has entered; 0: none.
         self.picture = picture

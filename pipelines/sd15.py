@@ -11,7 +11,7 @@ from pipelines.host import Host
 from pipelines.model import ModelSpec
 from pipelines.opening import Opening
 from pipelines.placement import Part
-from pipelines.prompt import Embedding, Wording
+from pipelines.prompt import Embedding, Reading, Wording
 from pipelines.request import ImageRequest
 from pipelines.rows import Encoded
 from pipelines.step import Conditioning
@@ -52,35 +52,36 @@ class StableDiffusion15(UNetPipeline):
             **opening.shared_arguments(),
         )
 
-    def condition(self, request: ImageRequest, embeddings: Mapping[Wording, Embedding]) -> Encoded:
+    def condition(self, request: ImageRequest, reading: Reading, embeddings: Mapping[Wording, Embedding]) -> Encoded:
         """See ``DiffusionPipeline.condition``."""
-        positive, negative = embeddings[_positive(request)], None
+        wordings = self.wordings(request, reading)
+        positive, negative = embeddings[wordings[0]], None
         if self.is_guided(request):
-            empty = partial(self.embed, Wording(text="", clip_skip=request.clip_skip), request)
-            positive, negative = equally_long(positive, embeddings[_negative(request)], empty)
+            empty = partial(self.embed, reading.wording("", clip_skip=request.clip_skip), request)
+            positive, negative = equally_long(positive, embeddings[wordings[1]], empty)
         return Encoded(
             positive={**positive, **self.guidance_condition(request)},
             negative=negative,
             scale=request.guidance,
-            warnings=self._text_encoder.cuts(request),
+            warnings=self._text_encoder.cuts(request, reading.inversions),
         )
 
-    def wordings(self, request: ImageRequest) -> list[Wording]:
+    def wordings(self, request: ImageRequest, reading: Reading) -> list[Wording]:
         """See ``DiffusionPipeline.wordings``."""
-        return [_positive(request), _negative(request)] if self.is_guided(request) else [_positive(request)]
+        texts = [request.prompt, request.negative_prompt or ""] if self.is_guided(request) else [request.prompt]
+        return [reading.wording(text, clip_skip=request.clip_skip) for text in texts]
 
-    def read_texts(self, texts: Sequence[str], clip_skip: int) -> list[Embedding]:
+    def read_texts(self, wordings: Sequence[Wording], clip_skip: int) -> list[Embedding]:
         """See ``DiffusionPipeline.read_texts``."""
-        chunked = [self._text_encoder.chunks(text) for text in texts]
-        return [{"text": one.hidden} for one in self._text_encoder.read(chunked, clip_skip=clip_skip)]
+        encoder = self._text_encoder
+        chunked = [encoder.chunks(one.text, one.inversions) for one in wordings]
+        overlays = [one.overlay(encoder.name) for one in wordings]
+        return [{"text": one.hidden} for one in encoder.read(chunked, clip_skip=clip_skip, overlays=overlays)]
+
+    @property
+    def encoders(self) -> tuple[ClipEncoder, ...]:
+        """CLIP."""
+        return (self._text_encoder,)
 
     def added_conditions(self, conditioning: Conditioning) -> None:
         """None."""
-
-
-def _positive(request: ImageRequest) -> Wording:
-    return Wording(text=request.prompt, clip_skip=request.clip_skip)
-
-
-def _negative(request: ImageRequest) -> Wording:
-    return Wording(text=request.negative_prompt or "", clip_skip=request.clip_skip)

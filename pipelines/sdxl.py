@@ -14,7 +14,7 @@ from pipelines.host import Host
 from pipelines.model import ModelSpec
 from pipelines.opening import Opening
 from pipelines.placement import Part
-from pipelines.prompt import Embedding, Wording
+from pipelines.prompt import Embedding, Reading, Wording
 from pipelines.request import ImageRequest
 from pipelines.rows import Encoded
 from pipelines.step import Conditioning
@@ -68,29 +68,28 @@ class StableDiffusionXL(UNetPipeline):
                 checkpoint.load_module("text_encoder_2", CLIPTextModelWithProjection),
                 normed=False,
                 pooled="text_embeds",
+                name="text_encoder_2",
             ),
             zeros_for_empty=bool(index.get("force_zeros_for_empty_prompt", True)),
             kind=kind_of(unet, checkpoint),
             **opening.shared_arguments(),
         )
 
-    def condition(self, request: ImageRequest, embeddings: Mapping[Wording, Embedding]) -> Encoded:
+    def condition(self, request: ImageRequest, reading: Reading, embeddings: Mapping[Wording, Embedding]) -> Encoded:
         """See ``DiffusionPipeline.condition``."""
-        positive, sizes = embeddings[_wording(request, request.prompt)], self._sizes(request)
+        texts = [embeddings[wording] for wording in self.wordings(request, reading)]
+        positive, sizes = texts[0], self._sizes(request)
         negative: Conditioning | None = None
         if self.is_guided(request):
-            text = self._negative_text(request)
-            if text is None:
-                side: Embedding = {name: torch.zeros_like(value) for name, value in positive.items()}
-            else:
-                side = embeddings[_wording(request, text)]
-            positive, side = equally_long(positive, side, partial(self.embed, _wording(request, ""), request))
+            zeros: Embedding = {name: torch.zeros_like(value) for name, value in positive.items()}
+            empty = partial(self.embed, _wording(request, reading, ""), request)
+            positive, side = equally_long(positive, texts[1] if len(texts) > 1 else zeros, empty)
             negative = {**side, "time_ids": sizes}
         return Encoded(
             positive={**positive, "time_ids": sizes, **self.guidance_condition(request)},
             negative=negative,
             scale=request.guidance,
-            warnings=self._text_encoder.cuts(request),
+            warnings=self._text_encoder.cuts(request, reading.inversions),
         )
 
     def _negative_text(self, request: ImageRequest) -> str | None:
@@ -102,36 +101,36 @@ class StableDiffusionXL(UNetPipeline):
         size = [request.height, request.width]
         return torch.tensor([*size, 0, 0, *size], dtype=self.dtype, device=self.device)
 
-    def wordings(self, request: ImageRequest) -> list[Wording]:
+    def wordings(self, request: ImageRequest, reading: Reading) -> list[Wording]:
         """See ``DiffusionPipeline.wordings``."""
         negative = self._negative_text(request) if self.is_guided(request) else None
         texts = [request.prompt] if negative is None else [request.prompt, negative]
-        return [_wording(request, text) for text in texts]
+        return [_wording(request, reading, text) for text in texts]
 
-    def read_texts(self, texts: Sequence[str], clip_skip: int) -> list[Embedding]:
+    def read_texts(self, wordings: Sequence[Wording], clip_skip: int) -> list[Embedding]:
         """See ``DiffusionPipeline.read_texts``."""
-        firsts, seconds = self._chunks(texts)
-        read = zip(
-            self._text_encoder.read(firsts, clip_skip=clip_skip),
-            self._text_encoder_2.read(seconds, clip_skip=clip_skip),
-            strict=True,
-        )
+        chunked = self._chunks(wordings)
+        read = [
+            encoder.read(chunks, clip_skip=clip_skip, overlays=[one.overlay(encoder.name) for one in wordings])
+            for encoder, chunks in zip(self.encoders, chunked, strict=True)
+        ]
         return [
             {"text": torch.cat((first.hidden, second.hidden), dim=-1), "pooled": second.pooled}
-            for first, second in read
+            for first, second in zip(*read, strict=True)
         ]
 
-    def _chunks(self, texts: Sequence[str]) -> tuple[list[list[Chunk]], list[list[Chunk]]]:
+    def _chunks(self, wordings: Sequence[Wording]) -> tuple[list[list[Chunk]], list[list[Chunk]]]:
         """Of both encoders; a text that one of them spells in fewer chunks goes on with empty ones."""
-        firsts, seconds = ([encoder.chunks(text) for text in texts] for encoder in self._encoders)
+        firsts, seconds = ([encoder.chunks(one.text, one.inversions) for one in wordings] for encoder in self.encoders)
         for first, second in zip(firsts, seconds, strict=True):
             count = max(len(first), len(second))
-            for chunks, encoder in zip((first, second), self._encoders, strict=True):
+            for chunks, encoder in zip((first, second), self.encoders, strict=True):
                 chunks += encoder.chunks("") * (count - len(chunks))
         return firsts, seconds
 
     @property
-    def _encoders(self) -> tuple[ClipEncoder, ClipEncoder]:
+    def encoders(self) -> tuple[ClipEncoder, ClipEncoder]:
+        """CLIP and OpenCLIP."""
         return self._text_encoder, self._text_encoder_2
 
     def added_conditions(self, conditioning: Conditioning) -> Mapping[str, Tensor]:
@@ -139,5 +138,5 @@ class StableDiffusionXL(UNetPipeline):
         return {"text_embeds": conditioning["pooled"], "time_ids": conditioning["time_ids"]}
 
 
-def _wording(request: ImageRequest, text: str) -> Wording:
-    return Wording(text=text, clip_skip=max(request.clip_skip, LEAST_SKIP))
+def _wording(request: ImageRequest, reading: Reading, text: str) -> Wording:
+    return reading.wording(text, clip_skip=max(request.clip_skip, LEAST_SKIP))

@@ -195,7 +195,6 @@ async def test_an_unknown_scheduler_is_a_warning(api: Any) -> None:
 async def test_every_option_that_is_not_applied_is_named(api: Any) -> None:
     asked = {
         "upscale": "2",
-        "embeddings": "neg",
         "ip_adapter_scale": 1,
         "init_image": "http://a/b.png",
         "tomesd": "yes",
@@ -203,9 +202,7 @@ async def test_every_option_that_is_not_applied_is_named(api: Any) -> None:
     }
     body = (await api.text2img(**asked)).json()
     assert body["status"] == "success"
-    assert body["warning"] == (
-        "Not applied: tomesd, self_attention, upscale, embeddings_model, ip_adapter_scale, init_image."
-    )
+    assert body["warning"] == ("Not applied: tomesd, self_attention, upscale, ip_adapter_scale, init_image.")
     assert (body["meta"]["lora"], body["meta"]["upscale"]) == (None, "no")
 
 
@@ -253,6 +250,29 @@ async def test_loras_are_two_lists(
     assert api.executor.requests[-1].loras == loras
     assert (body["meta"]["lora"], body["meta"]["lora_strength"]) == echoed
     assert "warning" not in body
+
+
+@pytest.mark.parametrize(
+    ("fields", "names"),
+    [
+        ({"embeddings_model": " easy-negative , <toy>"}, ("easy-negative", "<toy>")),
+        ({"embeddings": ["a", "b", "a"]}, ("a", "b")),
+        ({"embeddings_model": "a,,null"}, ("a",)),
+        ({"embeddings_model": "no"}, ()),
+        ({"embeddings_model": ""}, ()),
+    ],
+)
+async def test_embeddings_are_a_list_of_names(api: Any, fields: dict[str, object], names: tuple[str, ...]) -> None:
+    body = (await api.text2img(**fields)).json()
+    assert api.executor.requests[-1].embeddings == names
+    assert body["meta"]["embeddings"] == (",".join(names) or None)
+    assert "warning" not in body
+
+
+@pytest.mark.parametrize("value", [",".join("a" * 17), "a" * 201, [{}]])
+async def test_what_is_no_list_of_embeddings_is_refused(api: Any, value: object) -> None:
+    response = await api.text2img(embeddings_model=value)
+    assert (response.status_code, [*response.json()["errors"]]) == (400, ["embeddings_model"])
 
 
 async def test_lora_strengths_are_clamped(api: Any) -> None:

@@ -205,7 +205,7 @@ _JSON = st.recursive(
 )
 _NAMES = """prompt negative_prompt model_id width height samples num_inference_steps guidance_scale seed scheduler
     use_karras_sigmas algorithm_type clip_skip lora_model lora_strength upscale webhook track_id safety_checker vae W
-    instant_response base64 request_id id wait reproducible highres_fix""".split()
+    instant_response base64 request_id id wait reproducible highres_fix embeddings_model""".split()
 _BODIES = st.dictionaries(st.sampled_from(_NAMES), _JSON, max_size=8) | _JSON
 
 

@@ -220,11 +220,11 @@ async def test_a_lora_that_is_copied_in_is_used_by_the_next_request(sd15_folder:
             await executor.submit(asked).outcome()
         down, up = torch.full((4, 16, 3, 3), 0.02), torch.ones(4, 4, 1, 1)
         tensors = {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up}
-        save_file(tensors | {"lora_te_x.lora_down.weight": torch.ones(1)}, tmp_path / "night.safetensors")
+        save_file(tensors | {"bundle_emb.moon": torch.ones(1)}, tmp_path / "night.safetensors")
         changed, again = [executor.submit(request) for request in (asked, wish())]
         outcome = await changed.outcome()
         assert difference(pixels_of(outcome), pixels_of(plain)) > 10
-        assert outcome.warnings == ("LoRA night: its part for the text encoder was not applied.",)
+        assert outcome.warnings == ("LoRA night: its textual inversions were not used.",)
         assert difference(pixels_of(await again.outcome()), pixels_of(plain)) <= 1
 
 

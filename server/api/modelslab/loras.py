@@ -6,19 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipelines.errors import InvalidRequest
-from server.api.modelslab.coerce import Fields, as_flag, as_number
+from server.api.modelslab.coerce import Fields, as_number
+from server.api.modelslab.names import NOTHING, read_names
 
 _MODELS = ("lora_model", "lora")
 _STRENGTHS = "lora_strength"
-_NAME_LIMIT = 200
 _MAX_LORAS = 16
-#: Ways to say no LoRA.
-_NOTHING = frozenset({"null", "none", "undefined"})
 
 
 def read_loras(fields: Fields) -> tuple[tuple[str, float], ...]:
     """(name, strength) in order: one strength holds for all, missing ones are 1. Raises ``InvalidRequest``."""
-    names = [_name(part) for part in fields.listed(*_MODELS)]
+    names = read_names(fields, *_MODELS)
     given = [_strength(part) for part in fields.listed(_STRENGTHS)] if any(names) else []
     strengths = given * len(names) if len(given) == 1 else [*given, *[1.0] * len(names)]
     found = tuple((name, strength) for name, strength in zip(names, strengths, strict=False) if name)
@@ -27,17 +25,8 @@ def read_loras(fields: Fields) -> tuple[tuple[str, float], ...]:
     return found
 
 
-def _name(part: object) -> str:
-    """\"\" for what names nothing."""
-    if part is None or as_flag(part) is False or (isinstance(part, str) and part.lower() in _NOTHING):
-        return ""
-    if not isinstance(part, str) or len(part) > _NAME_LIMIT:
-        raise InvalidRequest(f"lora_model must be names of at most {_NAME_LIMIT} characters", field="lora_model")
-    return part
-
-
 def _strength(part: object) -> float:
-    if part is None or part == "" or (isinstance(part, str) and part.lower() in _NOTHING):
+    if part is None or part == "" or (isinstance(part, str) and part.lower() in NOTHING):
         return 1.0
     number = as_number(part)
     if number is None:

@@ -25,6 +25,7 @@ _WIRE_NAMES = {
     "true_cfg": "true_cfg_scale",
     "loras": "lora_model",
     "ip_adapter": "ip_adapter_id",
+    "embeddings": "embeddings_model",
 }
 #: Kinds of files, as ``output_format`` names them.
 _FORMATS = {"png": "png", "jpg": "jpeg", "webp": "webp"}
@@ -198,6 +199,7 @@ def meta(job: Job) -> dict[str, Any]:
         **used_options(),
         **used_loras(request.get("loras", ())),
         **used_adapter(request),
+        "embeddings": ",".join(request.get("embeddings", ())) or None,
         "temp": _yes_no(job.temporary),
         "base64": _yes_no(echo.get("base64", False)),
         "full_url": _yes_no(echo.get("full_url", False)),

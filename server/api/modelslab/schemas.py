@@ -14,6 +14,7 @@ from pipelines.safety import REPLACEMENTS
 from schedulers.registry import parse_algorithm
 from server.api.modelslab.coerce import Fields, as_flag
 from server.api.modelslab.loras import read_loras, surplus_strengths
+from server.api.modelslab.names import read_embeddings
 from server.api.modelslab.pictures import NEEDED, OPTIONAL
 from server.api.modelslab.unbuilt import find_unapplied
 from server.outputs import Outputs, parse_format
@@ -122,6 +123,7 @@ def read_call(fields: Fields, options: Options, task: Task) -> Call:
         vae=fields.choice("vae", limit=_NAME_LIMIT),
         enhance=fields.flag("enhance_prompt"),
         style=fields.choice("enhance_style", limit=_NAME_LIMIT),
+        embeddings=read_embeddings(fields),
     )
     return Call(
         task=task,
@@ -211,6 +213,7 @@ _PROPERTIES: dict[str, Any] = {
     "algorithm_type": _described("string", "For DPM solvers: dpmsolver++, sde-dpmsolver++ …"),
     "lora_model": _described("string", "Names of LoRAs, with commas between them."),
     "lora_strength": _described("string", "Their strengths, -4 to 4, with commas; one for all, missing ones 1."),
+    "embeddings_model": _described("string", "Names of textual inversions that the prompts use, with commas."),
     "vae": _described("string", "Name of a VAE in place of the model's own; an unknown one is not used."),
     "ip_adapter_id": _described("string", "Lets a picture be part of the prompt.", enum=list(IP_ADAPTERS)),
     "ip_adapter_scale": _described("number", "How much the picture counts.", default=0.6, minimum=0, maximum=1),

@@ -36,8 +36,8 @@ def _flag(name: str, *aliases: str, neutral: tuple[str | float, ...] = ()) -> Un
     return Unbuilt(name=name, aliases=aliases, neutral=neutral, meta=name, used="no")
 
 
-def _value(name: str, *aliases: str, meta: str = "", neutral: tuple[str | float, ...] = ()) -> Unbuilt:
-    return Unbuilt(name=name, aliases=aliases, neutral=neutral, meta=meta or name)
+def _value(name: str) -> Unbuilt:
+    return Unbuilt(name=name, meta=name)
 
 
 UNBUILT: tuple[Unbuilt, ...] = (
@@ -49,7 +49,6 @@ UNBUILT: tuple[Unbuilt, ...] = (
     # 1 is a factor here, not a yes.
     _flag("upscale", neutral=(1,)),
     _flag("watermark"),
-    _value("embeddings_model", "embeddings", meta="embeddings"),
     # Without ip_adapter_id.
     Unbuilt(name="ip_adapter_scale", neutral=(0, 0.6)),
     _value("ip_adapter_image"),

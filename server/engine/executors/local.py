@@ -15,6 +15,7 @@ from pipelines.auxiliary import FindAuxiliary, find_nothing
 from pipelines.base import Pipeline, Pixels
 from pipelines.errors import Error, InvalidRequest
 from pipelines.inputs import ReadInput
+from pipelines.lora_memory import MAX_BYTES, LoraMemory
 from pipelines.model import ModelSpec, Offload
 from pipelines.registry import FAMILIES
 from pipelines.request import Request
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 #: Bytes beside the weights for the context, the latents and the activations of one picture; an estimate.
 ONE_PICTURE = 1_500_000_000
+#: Share of the budget for weights that LoRAs nobody is using may keep.
+LORA_SHARE = 8
 
 
 class LocalGeneration:
@@ -87,6 +90,7 @@ class LocalExecutor:
         self._find_auxiliary = find_auxiliary
         self.checker = ResidentChecker(checker_files, device)
         self._shared = SharedComponents()
+        self._lora_memory = LoraMemory(self._most_for_loras)
         self._device = device
         self._threads = threads
         # Twice what one forward takes: an urgent request can enter a full lane and go first.
@@ -182,6 +186,18 @@ class LocalExecutor:
         return replace(spec, offload=self._offload) if spec.offload is Offload.NONE else spec
 
     def _budget(self) -> Budget:
+        """What weights may take, less what LoRAs take at the moment.
+
+        A model that is there alone brings its own LoRAs: for it there is no need to subtract any.
+        """
+        budget = self._budget_for_all()
+        return replace(budget, together=budget.together and budget.together - self._lora_memory.bytes)
+
+    def _most_for_loras(self) -> int:
+        together = self._budget_for_all().together
+        return MAX_BYTES if together is None else min(MAX_BYTES, together // LORA_SHARE)
+
+    def _budget_for_all(self) -> Budget:
         """What the setting says; else on a GPU four fifths, the rest being for latents, activations and libraries.
 
         A model alone may take all but the little that one picture needs: Flux without its encoders on a 24 GB card.
@@ -254,6 +270,7 @@ class LocalExecutor:
             read_input=self._read,
             find_auxiliary=find if spec.demo is None else demo.finding_stand_ins(find, spec.folder.parent),
             shared=self._shared,
+            lora_memory=self._lora_memory,
         )
         pipeline = getattr(importlib.import_module(module), family).load(spec, host)
         assert isinstance(pipeline, Pipeline)

@@ -109,7 +109,7 @@ def test_escaped_brackets_and_a_weight_of_one_are_read_as_plain_text(
 def test_chunks_are_put_together_as_the_tokenizers_do(sdxl: StableDiffusionXL, prompt: str) -> None:
     for encoder in (sdxl._text_encoder, sdxl._text_encoder_2):
         (stock,) = encoder.chunks(prompt)
-        assert encoder._split((Piece(prompt),)) == [stock]
+        assert encoder._split((Piece(prompt),), ()) == [stock]
 
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])

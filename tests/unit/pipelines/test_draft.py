@@ -48,6 +48,14 @@ def test_the_servers_reproducible_holds_where_the_draft_is_silent() -> None:
     assert complete(DRAFT, MODEL, FALLBACK, reproducible=True).request.reproducible
 
 
+def test_embeddings_are_named_once_and_flux_has_none() -> None:
+    draft = replace(DRAFT, embeddings=("b", "a", "b"))
+    assert complete(draft, MODEL, FALLBACK).request.embeddings == ("b", "a")
+    completed = complete(draft, replace(MODEL, id="flux", family="flux"), FALLBACK)
+    assert completed.request.embeddings == ()
+    assert completed.warnings == ("embeddings were not used: flux reads no textual inversions.",)
+
+
 def test_clip_skip_is_the_clients_then_the_models_then_the_dialects() -> None:
     documented, model = replace(FALLBACK, clip_skip=2), replace(MODEL, clip_skip=3)
     assert complete(DRAFT, MODEL, FALLBACK).request.clip_skip == 1

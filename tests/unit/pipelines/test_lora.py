@@ -16,13 +16,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pipelines.auxiliary import find_in
+from pipelines.demo.clip import text_encoder
 from pipelines.demo.transformer import flux_transformer
 from pipelines.demo.unet import Wiring, sd15_unet, sdxl_unet
 from pipelines.errors import InvalidRequest
 from pipelines.flux_layout import originals
 from pipelines.lora import Loras
 from pipelines.lora_bank import MAX_IDLE, LoraBank, LoraStack
+from pipelines.lora_bank import laid_over as over
 from pipelines.lora_layers import adaptable, layer_names, unet_originals
+from pipelines.lora_memory import LoraMemory
 from pipelines.shared import SharedComponents
 
 #: Layers of the SD1.5 UNet that a LoRA with convolutions changes: linear, 1 x 1, 3 x 3, strided, and of the timestep.
@@ -62,10 +65,10 @@ def pairs(network: nn.Module, names: Sequence[str], *, rank: int = 4, seed: int 
     return made
 
 
-def kohya(made: Pairs) -> dict[str, Tensor]:
+def kohya(made: Pairs, prefix: str = "lora_unet_") -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name, (down, up, alpha) in made.items():
-        key = "lora_unet_" + name.replace(".", "_")
+        key = prefix + name.replace(".", "_")
         tensors |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.alpha": torch.tensor(alpha)}
     return tensors
 
@@ -90,10 +93,31 @@ def merged(network: nn.Module, *stack: tuple[Pairs, float]) -> Any:
     return copied
 
 
-def loras(network: nn.Module, folder: Path, shared: SharedComponents | None = None) -> Loras:
+def loras(
+    network: nn.Module,
+    folder: Path,
+    shared: SharedComponents | None = None,
+    memory: LoraMemory | None = None,
+    **encoders: nn.Module,
+) -> Loras:
     flux = hasattr(network, "single_transformer_blocks")
     names = originals(2, 2) if flux else unet_originals(network)
-    return Loras(network, names, device=torch.device("cpu"), find=lambda name: find_in(folder, name), shared=shared)
+    return Loras(
+        network,
+        names,
+        encoders,
+        device=torch.device("cpu"),
+        find=lambda name: find_in(folder, name),
+        shared=shared,
+        memory=memory or LoraMemory(),
+    )
+
+
+def stack_of(ours: Loras, *wanted: tuple[str, float]) -> LoraStack:
+    """For the denoiser."""
+    stack = ours.lay(wanted, "sd15").stack
+    assert stack is not None
+    return stack
 
 
 def sd15_inputs(entries: int) -> dict[str, Tensor]:
@@ -155,7 +179,7 @@ def test_a_kohya_file_with_convolutions_is_as_good_as_merged(unet: Any, tmp_path
     expected = forward(merged(unet, (made, -1.5)), sd15_inputs(3))
     base = forward(unet, sd15_inputs(3))
     ours = loras(unet, tmp_path)
-    slot = ours.bank.take(ours.stack([("a", -1.5)], "sd15"))
+    slot = ours.bank.take(stack_of(ours, ("a", -1.5)))
     assert error(laid_over(ours, unet, sd15_inputs(3), [slot] * 3), expected) < 1e-4 < error(base, expected)
 
 
@@ -169,7 +193,7 @@ def test_all_layouts_say_the_same(unet: Any, tmp_path: Path, layout: str) -> Non
         tensors = {_of_a_processor(key): tensor for key, tensor in tensors.items()}
     save_file(tensors, tmp_path / "a.safetensors")
     ours = loras(unet, tmp_path)
-    found = ours.stack([("a", 1.0)], "sd15").parts[0][0]
+    found = stack_of(ours, ("a", 1.0)).parts[0][0]
     assert found.keys() == made.keys()
     for name, (down, up, alpha) in made.items():
         assert torch.equal(found[name].down, down) and torch.equal(found[name].up, up)
@@ -192,7 +216,7 @@ def test_flux_in_peft_layout_is_as_good_as_merged(flux: Any, tmp_path: Path) -> 
     expected = forward(merged(flux, (made, 0.8)), flux_inputs(3))
     base = forward(flux, flux_inputs(3))
     ours = loras(flux, tmp_path)
-    slot = ours.bank.take(ours.stack([("a", 0.8)], "flux"))
+    slot = ours.bank.take(stack_of(ours, ("a", 0.8)))
     assert error(laid_over(ours, flux, flux_inputs(3), [slot] * 3), expected) < 1e-4 < error(base, expected)
 
 
@@ -207,7 +231,7 @@ def test_flux_under_its_original_names_is_split(flux: Any, tmp_path: Path, prefi
         tensors[f"{key}.lora_down.weight"] = torch.randn(4, inputs, generator=source)
         tensors[f"{key}.lora_up.weight"] = torch.randn(outputs, 4, generator=source)
     save_file(tensors, tmp_path / "a.safetensors")
-    found = loras(flux, tmp_path).stack([("a", 1.0)], "flux").parts[0][0]
+    found = stack_of(loras(flux, tmp_path), ("a", 1.0)).parts[0][0]
     attention = ("to_q", "to_k", "to_v")
     assert found.keys() == {
         *(f"transformer_blocks.1.attn.{name}" for name in attention),
@@ -217,6 +241,16 @@ def test_flux_under_its_original_names_is_split(flux: Any, tmp_path: Path, prefi
     }
     fused_up = next(tensor for key, tensor in tensors.items() if "linear1" in key and "up" in key)
     assert torch.equal(found["single_transformer_blocks.0.proj_mlp"].up, fused_up[3 * 64 :])
+
+
+def test_fluxs_last_modulation_has_its_halves_swapped(flux: Any, tmp_path: Path) -> None:
+    made = pairs(flux, ["norm_out.linear"])["norm_out.linear"]
+    down, up, alpha = made
+    original = {"final_layer.adaLN_modulation.1": (down, torch.cat(up.chunk(2)[::-1]), alpha)}
+    save_file(kohya(original), tmp_path / "a.safetensors")
+    ((part, _),) = stack_of(loras(flux, tmp_path), ("a", 1.0)).parts
+    assert part.keys() == {"norm_out.linear"}
+    assert torch.equal(part["norm_out.linear"].up, up)
 
 
 def test_every_layer_of_sdxl_has_the_name_that_the_single_file_has() -> None:
@@ -263,8 +297,8 @@ def test_rows_with_different_stacks_share_a_forward(unet: Any, tmp_path: Path) -
     stacked, single = merged(unet, (one, 0.5), (two, -1.0)), merged(unet, (one, 1.0))
     expected = [forward(network, inputs) for network in (unet, single, stacked)]
     ours = loras(unet, tmp_path)
-    first = ours.bank.take(ours.stack([("one", 1.0)], "sd15"))
-    second = ours.bank.take(ours.stack([("one", 0.5), ("two", -1.0)], "sd15"))
+    first = ours.bank.take(stack_of(ours, ("one", 1.0)))
+    second = ours.bank.take(stack_of(ours, ("one", 0.5), ("two", -1.0)))
     out = laid_over(ours, unet, inputs, [0, first, second, 0, first])
     # Not nearly, but to the bit.
     assert torch.equal(out[[0, 3]], base[[0, 3]])
@@ -283,7 +317,7 @@ def test_loading_a_hundred_stacks_leaves_the_base_as_it_was_and_memory_flat(unet
     ours = loras(unet, tmp_path)
     sizes = []
     for number in range(1, 101):
-        slot = ours.bank.take(ours.stack([("a", number / 100)], "sd15"))
+        slot = ours.bank.take(stack_of(ours, ("a", number / 100)))
         laid_over(ours, unet, inputs, [slot, 0])
         ours.bank.give(slot)
         sizes.append(ours.bank.bytes)
@@ -294,22 +328,19 @@ def test_loading_a_hundred_stacks_leaves_the_base_as_it_was_and_memory_flat(unet
 def test_equal_stacks_are_one_slot_and_a_used_slot_is_never_taken(unet: Any, tmp_path: Path) -> None:
     save_file(kohya(pairs(unet, MIXED[:2])), tmp_path / "a.safetensors")
     ours = loras(unet, tmp_path)
-    held = ours.bank.take(ours.stack([("a", 1.0)], "sd15"))
-    assert ours.bank.take(ours.stack([("a", 1.0)], "sd15")) == held
+    held = ours.bank.take(stack_of(ours, ("a", 1.0)))
+    assert ours.bank.take(stack_of(ours, ("a", 1.0))) == held
     ours.bank.give(held)
-    others = [ours.bank.take(ours.stack([("a", 2.0 + number)], "sd15")) for number in range(2 * MAX_IDLE)]
+    others = [ours.bank.take(stack_of(ours, ("a", 2.0 + number))) for number in range(2 * MAX_IDLE)]
     assert len({held, *others}) == 2 * MAX_IDLE + 1
 
 
-def test_an_unused_bank_that_is_too_large_gives_its_memory_back(
-    unet: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pipelines.lora_bank.MAX_BYTES", 1000)
+def test_an_unused_bank_that_is_too_large_gives_its_memory_back(unet: Any, tmp_path: Path) -> None:
     made = pairs(unet, MIXED)
     save_file(kohya(made), tmp_path / "a.safetensors")
-    ours = loras(unet, tmp_path)
+    ours = loras(unet, tmp_path, memory=LoraMemory(lambda: 1000))
     for _ in range(2):
-        slot = ours.bank.take(ours.stack([("a", 1.0)], "sd15"))
+        slot = ours.bank.take(stack_of(ours, ("a", 1.0)))
         out = laid_over(ours, unet, sd15_inputs(2), [slot, slot])
         ours.bank.give(slot)
         assert ours.bank.bytes == len(ours.bank) == 0
@@ -325,8 +356,8 @@ def test_a_slot_that_could_not_be_written_is_not_lost(unet: Any, tmp_path: Path)
     save_file(kohya(small), tmp_path / "small.safetensors")
     save_file(kohya(pairs(unet, MIXED)), tmp_path / "large.safetensors")
     ours = loras(unet, tmp_path)
-    slot = ours.bank.take(ours.stack([("small", 1.0)], "sd15"))
-    stack = ours.stack([("large", 1.0)], "sd15")
+    slot = ours.bank.take(stack_of(ours, ("small", 1.0)))
+    stack = stack_of(ours, ("large", 1.0))
     with pytest.raises(torch.OutOfMemoryError):
         ours.bank.take(Faulty(key=stack.key, parts=stack.parts))
     # Layers that only the large one changes are adapted by now, and hold nothing.
@@ -346,7 +377,7 @@ def test_models_that_share_a_denoiser_share_its_bank(unet: Any, tmp_path: Path) 
 def test_a_denoiser_outlives_its_bank_without_its_hooks(unet: Any, tmp_path: Path) -> None:
     save_file(kohya(pairs(unet, MIXED)), tmp_path / "a.safetensors")
     ours = loras(unet, tmp_path)
-    ours.bank.take(ours.stack([("a", 1.0)], "sd15"))
+    ours.bank.take(stack_of(ours, ("a", 1.0)))
     gone = weakref.ref(ours.bank)
     del ours
     gc.collect()
@@ -358,7 +389,7 @@ def test_a_bank_keeps_no_dropped_denoiser(tmp_path: Path) -> None:
     network = built(sd15_unet, Wiring())
     save_file(kohya(pairs(network, MIXED)), tmp_path / "a.safetensors")
     ours = loras(network, tmp_path)
-    ours.bank.take(ours.stack([("a", 1.0)], "sd15"))
+    ours.bank.take(stack_of(ours, ("a", 1.0)))
     gone = weakref.ref(network)
     gc.collect()
     gc.disable()
@@ -375,7 +406,7 @@ def test_a_bank_keeps_no_dropped_denoiser(tmp_path: Path) -> None:
 def refusal(network: Any, folder: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> str:
     save_file(dict(tensors), folder / "mine.safetensors", metadata)
     with pytest.raises(InvalidRequest) as caught:
-        loras(network, folder).stack([("mine", 1.0)], "sd15")
+        stack_of(loras(network, folder), ("mine", 1.0))
     assert caught.value.field == "loras"
     return str(caught.value)
 
@@ -402,7 +433,7 @@ def test_pefts_configuration_is_read(unet: Any, tmp_path: Path) -> None:
     options = {"unet.r": 4, "unet.lora_alpha": 8, "unet.alpha_pattern": {"attn2.to_k": 2}}
     metadata = {"lora_adapter_metadata": json.dumps(options)}
     save_file(tensors, tmp_path / "a.safetensors", metadata)
-    found = loras(unet, tmp_path).stack([("a", 1.0)], "sd15").parts[0][0]
+    found = stack_of(loras(unet, tmp_path), ("a", 1.0)).parts[0][0]
     assert [found[name].scale for name in MIXED[:2]] == [2.0, 0.5]
     dora = {"lora_adapter_metadata": json.dumps({"unet.use_dora": True})}
     assert refusal(unet, tmp_path, tensors, dora) == "LoRA mine is a DoRA, which is not supported"
@@ -417,9 +448,11 @@ def test_a_lora_of_another_family_is_refused_with_its_name(unet: Any, flux: Any,
     assert refusal(unet, tmp_path, kohya(pairs(sdxl, [middle]))).endswith("has another size")
 
 
-def test_a_lora_without_a_layer_of_the_denoiser_is_refused(unet: Any, tmp_path: Path) -> None:
-    tensors = {"lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": torch.zeros(4, 4)}
-    assert refusal(unet, tmp_path, tensors) == "LoRA mine has nothing for the denoiser of sd15"
+def test_a_lora_without_a_layer_of_the_model_is_refused(unet: Any, tmp_path: Path) -> None:
+    made = {"text_model.encoder.layers.0.mlp.fc1": (torch.zeros(4, 4), torch.zeros(4, 4), 4.0)}
+    expected = "LoRA mine is not for sd15, which has no layer text_model_encoder_layers_0_mlp_fc1"
+    assert refusal(unet, tmp_path, peft(made, "text_encoder")) == expected
+    assert refusal(unet, tmp_path, {"bundle_emb.a": torch.zeros(4)}) == "LoRA mine has nothing for sd15"
 
 
 def test_what_is_no_lora_at_all_is_refused(unet: Any, tmp_path: Path) -> None:
@@ -428,12 +461,127 @@ def test_what_is_no_lora_at_all_is_refused(unet: Any, tmp_path: Path) -> None:
     assert refusal(unet, tmp_path, half) == "LoRA mine is incomplete: conv_in has one matrix of two"
 
 
-def test_the_part_for_text_encoders_is_a_warning(unet: Any, tmp_path: Path) -> None:
-    tensors = {"lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": torch.zeros(4, 4)}
-    save_file({**kohya(pairs(unet, MIXED[:1])), **tensors}, tmp_path / "a.safetensors")
-    assert loras(unet, tmp_path).stack([("a", 1.0)], "sd15").warnings == (
-        "LoRA a: its part for the text encoder was not applied.",
+def test_layers_that_the_model_lacks_are_skipped_while_they_are_the_lesser_part(unet: Any, tmp_path: Path) -> None:
+    made = pairs(unet, MIXED[:2])
+    unknown = {f"mid_block.nothing.{number}": pairs(unet, MIXED[:1])[MIXED[0]] for number in range(3)}
+    ours = loras(unet, tmp_path)
+    for count in (0, 1, 2):
+        known = dict(list(unknown.items())[:count])
+        save_file({**kohya(made), **kohya(known)}, tmp_path / f"{count}.safetensors")
+        laid = ours.lay([(f"{count}", 1.0)], "sd15")
+        assert laid.stack is not None and laid.stack.parts[0][0].keys() == made.keys()
+        skipped = f"LoRA {count}: {count} of its {2 + count} layers were skipped, which the model does not have."
+        assert laid.warnings == ((skipped,) if count else ())
+    assert "has no layer mid_block_nothing_0" in refusal(unet, tmp_path, {**kohya(made), **kohya(unknown)})
+
+
+def test_textual_inversions_that_come_with_a_lora_are_named(unet: Any, tmp_path: Path) -> None:
+    save_file({**kohya(pairs(unet, MIXED[:2])), "bundle_emb.a.b": torch.zeros(4)}, tmp_path / "a.safetensors")
+    laid = loras(unet, tmp_path).lay([("a", 1.0)], "sd15")
+    assert laid.warnings == ("LoRA a: its textual inversions were not used.",)
+
+
+# Text encoders
+
+
+@pytest.fixture
+def clip() -> Any:
+    return built(text_encoder, layers=2)
+
+
+@pytest.fixture
+def clip_2() -> Any:
+    return built(text_encoder, layers=2, projection=True)
+
+
+#: As files name them, and as transformers 5 does with and without a projection.
+IN_TEXT = ("encoder.layers.0.self_attn.q_proj", "encoder.layers.0.self_attn.out_proj", "encoder.layers.1.mlp.fc1")
+
+
+def text_parts(encoder: Any, *, seed: int) -> tuple[Pairs, Pairs]:
+    """Under the encoder's own names, and under those of files."""
+    inner = "text_model." if hasattr(encoder, "text_model") else ""
+    made = pairs(encoder, [inner + name for name in IN_TEXT], seed=seed)
+    return made, {"text_model." + name.removeprefix(inner): pair for name, pair in made.items()}
+
+
+def older(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """….self_attn.q_proj.lora_A.weight -> ….self_attn.to_q_lora.down.weight; of mlp ….lora_linear_layer.down.weight."""
+    renamed = {}
+    for key, tensor in tensors.items():
+        key = key.replace("lora_A", "lora_linear_layer.down").replace("lora_B", "lora_linear_layer.up")
+        for name in ("q", "out"):
+            key = key.replace(f"{name}_proj.lora_linear_layer", f"to_{name}_lora").replace(
+                f".{name}_proj.", f".to_{name}."
+            )
+        renamed[key] = tensor
+    return renamed
+
+
+@torch.inference_mode()
+def encoded(encoder: Any) -> Tensor:
+    out: Tensor = encoder(torch.arange(10)[None].expand(3, -1)).last_hidden_state
+    return out
+
+
+@pytest.mark.parametrize("layout", ["kohya", "peft", "diffusers"])
+def test_both_text_encoders_have_their_part_laid_over(
+    unet: Any, clip: Any, clip_2: Any, tmp_path: Path, layout: str
+) -> None:
+    first, first_named = text_parts(clip, seed=1)
+    second, second_named = text_parts(clip_2, seed=2)
+    if layout == "kohya":
+        tensors = {**kohya(first_named, "lora_te1_"), **kohya(second_named, "lora_te2_")}
+    else:
+        tensors = {**peft(first_named, "text_encoder"), **peft(second_named, "text_encoder_2")}
+        tensors = older(tensors) if layout == "diffusers" else tensors
+    save_file(tensors, tmp_path / "a.safetensors")
+    ours = loras(unet, tmp_path, text_encoder=clip, text_encoder_2=clip_2)
+    laid = ours.lay([("a", 0.7)], "sdxl")
+    assert (laid.stack, laid.warnings) == (None, ())
+    for encoder, made, name in ((clip, first, "text_encoder"), (clip_2, second, "text_encoder_2")):
+        base, expected = encoded(encoder), encoded(merged(encoder, (made, 0.7)))
+        with over([None, laid.texts[name], None]):
+            mixed = encoded(encoder)
+        assert torch.equal(mixed[[0, 2]], base[[0, 2]])
+        assert error(mixed[1], expected[1]) < 1e-4 < error(base[1], expected[1])
+        assert not ours.banks[name].users
+        assert torch.equal(encoded(encoder), base)
+
+
+def test_only_what_changes_a_text_encoder_is_in_its_key(unet: Any, clip: Any, tmp_path: Path) -> None:
+    save_file(kohya(pairs(unet, MIXED[:2])), tmp_path / "picture.safetensors")
+    save_file(kohya(text_parts(clip, seed=1)[1], "lora_te_"), tmp_path / "text.safetensors")
+    ours = loras(unet, tmp_path, text_encoder=clip)
+    assert not ours.lay([("picture", 1.0)], "sd15").texts
+    assert not ours.lay([("text", 0.0)], "sd15").texts
+    alone, both, weaker = (
+        ours.lay(wanted, "sd15").texts
+        for wanted in ([("text", 1.0)], [("picture", 0.5), ("text", 1.0)], [("text", 0.5)])
     )
+    assert alone == both != weaker
+
+
+def test_what_is_kept_of_all_networks_stays_below_one_limit(unet: Any, clip: Any, tmp_path: Path) -> None:
+    save_file(
+        {**kohya(pairs(unet, MIXED)), **kohya(text_parts(clip, seed=1)[1], "lora_te_")}, tmp_path / "a.safetensors"
+    )
+    roomy = LoraMemory()
+    ours = loras(unet, tmp_path, memory=roomy, text_encoder=clip)
+    laid = ours.lay([("a", 1.0)], "sd15")
+    with over([laid.texts["text_encoder"]]):
+        ours.bank.give(ours.bank.take(stack_of(ours, ("a", 1.0))))
+    text, picture = ours.banks["text_encoder"].bytes, ours.bank.bytes
+    assert roomy.bytes == text + picture > picture > text > 0
+    tight = LoraMemory(lambda: picture)
+    ours = loras(unet, tmp_path, memory=tight, text_encoder=clip)
+    laid = ours.lay([("a", 1.0)], "sd15")
+    with over([laid.texts["text_encoder"]]):
+        held = ours.bank.take(stack_of(ours, ("a", 1.0)))
+        # Both are used: what is drawn has its memory in any case.
+        assert tight.bytes == text + picture
+    ours.bank.give(held)
+    assert 0 < tight.bytes <= picture
 
 
 # Where files come from
@@ -446,7 +594,7 @@ def test_names_that_lead_nowhere(unet: Any, tmp_path: Path, name: str) -> None:
     for place in (tmp_path, folder):
         save_file(kohya(pairs(unet, MIXED[:1])), place / "a.safetensors")
     with pytest.raises(InvalidRequest, match="LoRA not found: "):
-        loras(unet, folder).stack([(name, 1.0)], "sd15")
+        stack_of(loras(unet, folder), (name, 1.0))
 
 
 def test_a_file_is_found_once_it_is_complete_and_read_again_when_it_changes(unet: Any, tmp_path: Path) -> None:
@@ -459,10 +607,10 @@ def test_a_file_is_found_once_it_is_complete_and_read_again_when_it_changes(unet
     file.write_bytes(whole[:-1])
     assert find_in(tmp_path / "loras", "a") is None
     file.write_bytes(whole)
-    before = ours.stack([("a.safetensors", 1.0)], "sd15").key
-    assert before == ours.stack([("a", 1.0)], "sd15").key
+    before = stack_of(ours, ("a.safetensors", 1.0)).key
+    assert before == stack_of(ours, ("a", 1.0)).key
     save_file(kohya(pairs(unet, MIXED[:2])), file)
-    assert before != ours.stack([("a", 1.0)], "sd15").key
+    assert before != stack_of(ours, ("a", 1.0)).key
 
 
 def test_names_of_layers_are_unambiguous(unet: Any, flux: Any) -> None:
@@ -473,6 +621,6 @@ def test_names_of_layers_are_unambiguous(unet: Any, flux: Any) -> None:
 
 
 def test_a_bank_that_nobody_asks_for_anything_changes_no_layer(unet: Any) -> None:
-    bank = LoraBank(unet, torch.device("cpu"))
+    bank = LoraBank(unet, torch.device("cpu"), LoraMemory())
     with bank.using(None):
         assert not any(layer._forward_hooks for layer in unet.modules())
