@@ -1,4 +1,4 @@
-"""The command line: serve, pull, models, keys. Heavy imports wait inside the functions: --help answers at once."""
+"""The command line. Heavy imports wait inside the functions: --help answers at once."""
 
 from __future__ import annotations
 
@@ -108,6 +108,26 @@ def list_models(config: _Config = None, data: _Data = None) -> None:
 
     show(overview(catalog, settings.data, FAMILIES), "model")
     show(auxiliary_overview(catalog, _load_auxiliary_files(), settings.data), "beside models", "kind")
+
+
+@app.command()
+def convert(
+    file: Annotated[Path, typer.Argument(help="A .pth, .pt, .ckpt or .bin file.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="File or folder; default beside FILE.")] = None,
+) -> None:
+    """Make a .safetensors of a file of torch's; what it wants run is never run."""
+    from server.convert import ConvertError
+    from server.convert import convert as convert_file
+
+    try:
+        done = convert_file(file, out)
+    except ConvertError as error:
+        _exit(str(error), code=1)
+    except KeyboardInterrupt:
+        _exit("stopped; nothing was written", code=130)
+    typer.echo(f"{done.file}: {done.tensors} tensor{'' if done.tensors == 1 else 's'}")
+    for note in done.notes:
+        typer.echo(note)
 
 
 @keys.command("add")
