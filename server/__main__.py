@@ -130,6 +130,40 @@ def convert(
         typer.echo(note)
 
 
+@app.command()
+def replay(
+    file: Annotated[Path, typer.Argument(help="A picture that latentd or AUTOMATIC1111 has drawn.")],
+    url: Annotated[str | None, typer.Option(help="The server; default the one of the settings.")] = None,
+    key: Annotated[
+        str | None, typer.Option(help="API key; default the data folder's.", envvar="LATENTD_API_KEY")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="File for the new picture; default FILE.replay.png.")] = None,
+    config: _Config = None,
+    data: _Data = None,
+) -> None:
+    """Draw a picture again by what stands inside its file, and say how much the two differ."""
+    import httpx2
+
+    from server.replay import ReplayError
+    from server.replay import replay as draw_again
+
+    settings = _load(config, data=data)
+    key_file = settings.data / "api_key"
+    key = key or (key_file.read_text().strip() if key_file.is_file() else "")
+    target = out or file.with_name(f"{file.stem}.replay.png")
+    address = url or settings.public_url or f"http://{settings.host}:{settings.port}"
+    try:
+        with httpx2.Client(base_url=address, headers={"X-API-Key": key}, timeout=60) as client:
+            new = draw_again(file, client, say=typer.echo)
+        target.write_bytes(new.data)
+    except (ReplayError, OSError) as error:
+        _exit(str(error), code=1)
+    for warning in new.warnings:
+        typer.echo(warning)
+    same = "of another size" if new.difference is None else f"largest difference {new.difference} of 255"
+    typer.echo(f"{target}: {same}")
+
+
 @keys.command("add")
 def add_key(
     name: Annotated[str, typer.Argument(help="Whose key it is.")],

@@ -77,7 +77,7 @@ def build_parts(
     auxiliaries = Auxiliaries(settings.data)
     executor = executor or _local_executor(settings, catalog, inputs.read, auxiliaries.find)
     dialects = load_dialects({"modelslab": settings.modelslab.model_dump()})
-    gallery = Gallery(images, quality=settings.picture_quality)
+    gallery = Gallery(images, quality=settings.picture_quality, parameters=settings.picture_parameters)
     service = Service(
         executor,
         jobs,

@@ -155,6 +155,8 @@ class Settings(BaseSettings):
     webhook_delays_s: _Seconds = (1.0, 5.0, 25.0)
     #: Quality of JPEG and WebP pictures.
     picture_quality: int = Field(default=92, ge=1, le=100)
+    #: Pictures say inside what was asked for, prompt included: AUTOMATIC1111's text, and what ``replay`` reads.
+    picture_parameters: bool = True
     #: Days until a finished job's pictures are deleted; 0: never. Temporary ones live a day whatever this says.
     retention_days: float = Field(default=0.0, ge=0)
     #: Gigabytes of pictures beyond which those of the oldest jobs are deleted; unset: no limit.

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from server.engine.executors.base import Outcome, Picture
 from server.jobs.base import Job
+from server.parameters import texts
 from server.storage.base import ImageStore
 from server.storage.formats import Encoding, encode
 from server.storage.names import extension
@@ -18,14 +19,19 @@ logger = logging.getLogger(__name__)
 class Gallery:
     """What the service stores of an outcome. ``close`` at the end; nothing to start."""
 
-    def __init__(self, images: ImageStore, *, encoders: int = 2, quality: int = 92) -> None:
+    def __init__(self, images: ImageStore, *, encoders: int = 2, quality: int = 92, parameters: bool = True) -> None:
         self._images = images
         self._quality = quality
+        #: Pictures say inside what was asked for.
+        self._parameters = parameters
         self._encoders = ThreadPoolExecutor(max_workers=encoders, thread_name_prefix="encode")
 
     async def keep(self, job: Job, outcome: Outcome) -> None:
         """Stores every picture or, when one cannot be stored, none: a job that fails leaves no files."""
-        keeping = map(self._put, job.outputs, outcome.pictures)
+        keeping = (
+            self._put(job, name, picture, outcome.scheduler)
+            for name, picture in zip(job.outputs, outcome.pictures, strict=True)
+        )
         failures = [one for one in await asyncio.gather(*keeping, return_exceptions=True) if one is not None]
         if failures:
             await self.discard(job)
@@ -41,7 +47,8 @@ class Gallery:
         """Waits for what is being encoded."""
         self._encoders.shutdown()
 
-    async def _put(self, name: str, picture: Picture) -> None:
-        encoding = Encoding(extension=extension(name), quality=self._quality)
+    async def _put(self, job: Job, name: str, picture: Picture, scheduler: str) -> None:
+        text = texts(job.request, job_id=job.id, seed=picture.seed, scheduler=scheduler) if self._parameters else {}
+        encoding = Encoding(extension=extension(name), quality=self._quality, text=text)
         data = await asyncio.get_running_loop().run_in_executor(self._encoders, encode, picture.pixels, encoding)
         await self._images.put(name, data)

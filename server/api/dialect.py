@@ -35,6 +35,7 @@ STATUS: dict[str, int] = {
     "refused_address": 400,
     "unknown_model": 400,
     "cancelled": 400,
+    "input_gone": 404,
     "missing_key": 401,
     "invalid_key": 401,
     "forbidden": 403,

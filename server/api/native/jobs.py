@@ -12,6 +12,7 @@ from server.api.deps import authenticate, offered_key
 from server.api.dialect import Context, JSONBytes
 from server.api.native import events
 from server.api.native.render import SCHEMA, job_body
+from server.api.native.repeat import BODY, repeat
 from server.errors import NotFound
 from server.jobs.base import Job, JobState
 from server.jobs.ids import parse_id
@@ -52,6 +53,10 @@ class Jobs:
         listed: dict[int | str, Any] = {200: {"content": {"application/json": {"schema": _LIST}}}}
         told: dict[int | str, Any] = {200: {"content": {events.MEDIA_TYPE: {}}}}
         more = {"parameters": _PARAMETERS}
+        body = {"requestBody": {"content": {"application/json": {"schema": BODY}}}}
+        router.add_api_route(
+            "", self.repeat, methods=["POST"], response_model=None, responses=_ANSWER, openapi_extra=body
+        )
         router.add_api_route("", self.list, methods=["GET"], response_model=None, responses=listed, openapi_extra=more)
         router.add_api_route("/{job_id}", self.read, methods=["GET"], response_model=None, responses=_ANSWER)
         router.add_api_route("/{job_id}", self.cancel, methods=["DELETE"], response_model=None, responses=_ANSWER)
@@ -68,6 +73,11 @@ class Jobs:
         )
         following = jobs[-1].id if len(jobs) == limit else None
         return JSONBytes({"jobs": [self._body(job) for job in jobs], "next_cursor": following})
+
+    async def repeat(self, request: Request) -> Response:
+        """Draws a request again that was decided before, as ``request`` of a job shows it; answers the new job."""
+        caller = await authenticate(self._context.keys, offered_key(request))
+        return JSONBytes(self._body(await repeat(self._context, caller, request)))
 
     async def read(self, request: Request, job_id: str) -> Response:
         """One job: state, step of steps, place in the queue, seconds to go, and what became of it."""
