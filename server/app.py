@@ -6,6 +6,8 @@ import tomllib
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import cast
 
 from fastapi import FastAPI
@@ -23,6 +25,7 @@ from server.catalog.auxiliaries import Auxiliaries
 from server.config import ROOT, Settings
 from server.database.connect import Database
 from server.engine.executors.base import Executor
+from server.errors import Unavailable
 from server.gallery import Gallery
 from server.inputs import Inputs
 from server.janitor import Janitor
@@ -33,6 +36,7 @@ from server.metrics import Metrics
 from server.net import Guard
 from server.preloads import Preloads
 from server.service import Service
+from server.shelf import Shelf
 from server.storage.base import ImageStore
 from server.storage.local import LocalImageStore
 from server.styles import StyleFiles
@@ -54,6 +58,7 @@ class Parts:
     guard: Guard
     service: Service
     preloads: Preloads
+    shelf: Shelf
     janitor: Janitor
     dialects: Mapping[str, Dialect]
     styles: StyleFiles
@@ -77,12 +82,13 @@ def build_parts(
     auxiliaries = Auxiliaries(settings.data)
     executor = executor or _local_executor(settings, catalog, inputs.read, auxiliaries.find)
     dialects = load_dialects({"modelslab": settings.modelslab.model_dump()})
+    webhooks = Webhooks(guard, timeout_s=settings.webhook_timeout_s, delays_s=settings.webhook_delays_s)
     gallery = Gallery(images, quality=settings.picture_quality, parameters=settings.picture_parameters)
     service = Service(
         executor,
         jobs,
         gallery,
-        Webhooks(guard, timeout_s=settings.webhook_timeout_s, delays_s=settings.webhook_delays_s),
+        webhooks,
         catalog,
         {name: dialect.webhook_body for name, dialect in dialects.items()},
         max_queued_jobs=settings.max_queued_jobs,
@@ -103,6 +109,7 @@ def build_parts(
         guard=guard,
         service=service,
         preloads=Preloads(executor),
+        shelf=Shelf(settings.data, guard, catalog, webhooks, partial(_pull, catalog, settings.data)),
         janitor=Janitor(
             jobs,
             images,
@@ -154,7 +161,7 @@ async def running(parts: Parts) -> AsyncIterator[None]:
             stack.push_async_callback(part.close)
         await parts.images.start()
         await parts.inputs.start()
-        for later in (parts.executor, parts.service, parts.janitor):
+        for later in (parts.executor, parts.service, parts.janitor, parts.shelf):
             await later.start()
             stack.push_async_callback(later.close)
         stack.push_async_callback(parts.preloads.close)
@@ -206,6 +213,7 @@ def _add_routes(app: FastAPI, parts: Parts) -> None:
         auxiliaries=parts.auxiliaries,
         keys=parts.keys,
         preloads=parts.preloads,
+        shelf=parts.shelf,
         guard=parts.guard,
         inputs=parts.inputs,
         images=parts.images,
@@ -238,6 +246,17 @@ def version() -> str:
     except FileNotFoundError:
         return "unknown"
     return cast(str, project["project"]["version"])
+
+
+def _pull(catalog: Catalog, data: Path, model: str) -> None:
+    """Fetches a model from the hub, as ``./latentd pull`` does, without its bars. Raises ``Unavailable``."""
+    from server.pull import PullError, pull
+    from server.pull.silence import Silence
+
+    try:
+        pull(model, catalog, {}, data, Silence(), checker=False)
+    except PullError as error:
+        raise Unavailable(str(error)) from error
 
 
 def _local_executor(

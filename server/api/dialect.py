@@ -26,6 +26,7 @@ from server.keys import KeyStore
 from server.net import Guard
 from server.preloads import Preloads
 from server.service import Service
+from server.shelf import Shelf
 from server.storage.base import ImageStore
 
 #: HTTP status by error code; a code that is not here is our fault.
@@ -73,6 +74,8 @@ class Context:
     keys: KeyStore
     #: Loads models ahead.
     preloads: Preloads
+    #: Weights that clients bring and take away.
+    shelf: Shelf
     #: Checks URLs that clients give.
     guard: Guard
     #: Keeps the pictures that clients send.

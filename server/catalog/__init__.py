@@ -136,6 +136,10 @@ class Catalog:
         self._refresh()
         return self._offer.models
 
+    def look_again(self) -> None:
+        """Sees at once what has just been changed, not a second later."""
+        self._refresh(missed=True)
+
     def checker(self) -> CheckerFiles | None:
         """The safety checker for all models; None: its weights are not here."""
         self._refresh()

@@ -8,10 +8,9 @@ from functools import partial
 from typing import Any
 
 from pipelines.request import Task
-from server.api.modelslab import account, enterprise, models, uploads
+from server.api.modelslab import account, enterprise, loading, models, uploads
 from server.api.modelslab.answers import fetch
 from server.api.modelslab.drawing import EDITING, IMAGES, REALTIME, Style, draw
-from server.api.modelslab.loading import reload
 from server.api.modelslab.model_ids import MODEL_SCHEMA
 from server.api.modelslab.outpainting import OUTPAINT_SCHEMA, outpaint
 from server.api.modelslab.schemas import json_schema
@@ -100,7 +99,7 @@ def _others() -> Iterator[Endpoint]:
         name="model_reload",
         summary="Loads a model: success when it is there, processing while it is loaded.",
         paths=_under(*_COMMUNITY, name="model_reload"),
-        handle=reload,
+        handle=loading.reload,
         schema=MODEL_SCHEMA,
     )
 
@@ -117,6 +116,26 @@ def _account() -> Iterator[Endpoint]:
     )
     for name, summary, handle, path in rows:
         yield Endpoint(name=name, summary=summary, paths=(path,), handle=handle, methods=both, scope=None)
+
+
+def _loading() -> Iterator[Endpoint]:
+    models = ("/v3/load_model", "/v4/load_model", *_under(*_ENTERPRISE, name="load_model"))
+    yield Endpoint(
+        name="load_model",
+        summary="Fetches a model or LoRA, offered once it is whole. Needs the scope models:write.",
+        paths=(*models, *_under(*_ENTERPRISE, name="load_model_v2")),
+        handle=loading.load_model,
+        scope=Scope.MODELS_WRITE,
+        schema=loading.LOAD_MODEL_SCHEMA,
+    )
+    yield Endpoint(
+        name="load_vae",
+        summary="Fetches a VAE, offered once it is whole. Needs the scope models:write.",
+        paths=(*_under(*_ENTERPRISE, name="load_vae"), "/v3/load_vae"),
+        handle=loading.load_vae,
+        scope=Scope.MODELS_WRITE,
+        schema=loading.LOAD_VAE_SCHEMA,
+    )
 
 
 def _uploads() -> Iterator[Endpoint]:
@@ -169,12 +188,13 @@ def _enterprise() -> Iterator[Endpoint]:
         ("get_all_models", "All models that draw.", enterprise.get_all_models, ()),
         ("sync_models", "Counts the models: they are found without it.", enterprise.sync_models, ()),
         ("verify_model", "Whether a model is offered.", enterprise.verify_model, ()),
+        ("delete_model", "Deletes a model of the data folder.", loading.delete_model, ()),
         ("update_s3", "Not available.", partial(refuse, name="update_s3"), ()),
         ("reset_s3", "Not available.", partial(refuse, name="reset_s3"), ()),
     )
     for name, summary, handle, aliases in rows:
         paths = tuple(path for word in (name, *aliases) for path in _under(*_ENTERPRISE, name=word))
-        schema = MODEL_SCHEMA if name == "verify_model" else {}
+        schema = MODEL_SCHEMA if name in ("verify_model", "delete_model") else {}
         yield Endpoint(
             name=f"enterprise: {name}",
             summary=f"{summary} Needs the scope admin.",
@@ -226,6 +246,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *_draws(),
     *_others(),
     *_account(),
+    *_loading(),
     *_uploads(),
     *_discovery(),
     *_enterprise(),
