@@ -42,7 +42,7 @@ class Adapting:
         find: FindAuxiliary,
         shared: SharedComponents | None,
         memory: LoraMemory,
-        always: Sequence[Path] = (),
+        always: Sequence[Path],
     ) -> None:
         """``always``: files of LoRAs that belong to the model, laid over all that it draws."""
         self._device = device

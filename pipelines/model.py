@@ -76,3 +76,5 @@ class ModelSpec:
     offload: Offload = Offload.NONE
     #: "auto" (bfloat16 from compute capability 8.0, float16 below, float32 on CPU) or a torch dtype's name.
     dtype: str = "auto"
+    #: Files of LoRAs that belong to it, laid over all that it draws at strength 1: the base's weights stay the base's.
+    loras: tuple[Path, ...] = ()

@@ -61,5 +61,6 @@ class Opening:
                 find=self._host.find_auxiliary,
                 shared=self._host.shared_for(self._spec.offload),
                 memory=self._host.lora_memory,
+                always=self._spec.loras,
             ),
         }

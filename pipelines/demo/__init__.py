@@ -69,6 +69,7 @@ BUILDERS: dict[str, str] = {
     "sdxl": "pipelines.demo.sdxl:build",
     "sdxl-inpaint": "pipelines.demo.sdxl:build_inpaint",
     "sdxl-turbo": "pipelines.demo.sdxl:build_turbo",
+    "sdxl-lcm": "pipelines.demo.sdxl:build_lcm",
     "flux": "pipelines.demo.flux:build",
     "flux-schnell": "pipelines.demo.flux:build_schnell",
     "flux-fill": "pipelines.demo.flux:build_fill",

@@ -46,6 +46,9 @@ VOICE = 0.06
 WIDTHS = (32, 48)
 #: SDXL's second encoder has 32 layers; fewer than 10 look like another model to what reads a single file.
 SECOND_LAYERS = 11
+#: The file's name on the hub.
+LCM_LORA = "pytorch_lora_weights.safetensors"
+LORA_RANK = 4
 
 
 def build(folder: Path) -> None:
@@ -64,6 +67,30 @@ def build_turbo(folder: Path) -> None:
     # One step scales what is left of the noise by its deviation, 14.6.
     wiring = Wiring(sharp=1.0, blurred=0.1, voice=0.08, guidance=1.0)
     _build(folder, "StableDiffusionXLPipeline", wiring, TURBO_SCHEDULER, sample_size=64)
+
+
+def build_lcm(folder: Path) -> None:
+    """Text to image in few steps, and beside it the LoRA that belongs to the model, as ``LCM_LORA``."""
+    from diffusers import UNet2DConditionModel
+    from safetensors.torch import save_file
+
+    # A sampler that trusts one prediction needs an unblurred one, or its pictures saturate.
+    _build(folder, "StableDiffusionXLPipeline", Wiring(sharp=1.0, blurred=0.1, voice=0.1, guidance=1.0), SCHEDULER)
+    with seeded(SEED):
+        save_file(_lora(UNet2DConditionModel.from_pretrained(folder / "unet")), folder / LCM_LORA)
+
+
+def _lora(unet: Any) -> dict[str, torch.Tensor]:
+    """In kohya's layout, as published: what the network makes of the text is a little other."""
+    tensors = {}
+    for name, layer in unet.named_modules():
+        if name.endswith("attn2.to_v"):
+            key = f"lora_unet_{name.replace('.', '_')}"
+            outputs, inputs = layer.weight.shape
+            tensors[f"{key}.lora_down.weight"] = torch.randn(LORA_RANK, inputs) / inputs**0.5
+            tensors[f"{key}.lora_up.weight"] = 4.0 * torch.randn(outputs, LORA_RANK) * layer.weight.std()
+            tensors[f"{key}.alpha"] = torch.tensor(LORA_RANK / 2)
+    return tensors
 
 
 def _build(folder: Path, pipeline: str, wiring: Wiring, scheduler: dict[str, Any], **options: Any) -> None:

@@ -69,11 +69,18 @@ class Weights(StrictTable):
     base: _Name | None = None
     #: Files that replace components: unet = "sdxl-lightning/….safetensors".
     components: dict[str, str] = {}
+    #: LoRAs that belong to the model: files laid over all that it draws.
+    loras: list[str] = []
 
     @field_validator("file")
     @classmethod
     def _is_safetensors(cls, value: str | None) -> str | None:
         return None if value is None else _refuse_pickles(value)
+
+    @field_validator("loras")
+    @classmethod
+    def _are_all_safetensors(cls, value: list[str]) -> list[str]:
+        return [_refuse_pickles(file) for file in value]
 
     @field_validator("components")
     @classmethod

@@ -60,12 +60,13 @@ class _Located:
     folder: Path
     file: Path | None = None
     components: Mapping[str, Path]
+    loras: tuple[Path, ...] = ()
     #: The file by which ``folder`` is known to be there; None where it holds no weights.
     mark: Path | None
 
     @property
     def safetensors(self) -> tuple[Path, ...]:
-        return (*(() if self.file is None else (self.file,)), *self.components.values())
+        return (*(() if self.file is None else (self.file,)), *self.components.values(), *self.loras)
 
     @property
     def there(self) -> bool:
@@ -172,6 +173,7 @@ def _locate(model: ModelFile, models: Mapping[str, tuple[Path, ModelFile]], plac
         components={
             name: places.models / file for name, file in {**weights.components, **model.weights.components}.items()
         },
+        loras=tuple(places.models / file for file in dict.fromkeys([*weights.loras, *model.weights.loras])),
         mark=folder / FAMILY_MARKS.get(model.family, "model_index.json") if weights.file is None else None,
     )
 
@@ -196,7 +198,9 @@ def _stand_ins(
             _refuse_taken(owners, file, demo.names)
         owners |= {name.lower(): file for name in (demo.id, *names)}
         if demo.family in families and demo.id not in real:
-            located = _Located(folder=places.data / "demo" / demo.demo, components={}, mark=None)
+            folder = places.data / "demo" / demo.demo
+            loras = tuple(folder / file for file in demo.weights.loras)
+            located = _Located(folder=folder, components={}, loras=loras, mark=None)
             result.append(_spec(demo, located, demo=demo.demo, aliases=tuple(names)))
     return result
 
@@ -211,6 +215,7 @@ def _spec(
         folder=located.folder,
         file=located.file,
         components=located.components,
+        loras=located.loras,
         scheduler_options=model.scheduler,
         demo=demo,
         note=model.note,

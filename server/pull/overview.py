@@ -41,7 +41,9 @@ def overview(catalog: Catalog, data: Path, families: Collection[str]) -> list[Ro
     for id_, model in catalog.configured.items():
         spec = offered.get(id_)
         real = spec is not None and spec.demo is None
-        files = [] if not real or spec is None else [*([spec.file] if spec.file else []), *spec.components.values()]
+        files: list[Path] = []
+        if real and spec is not None:
+            files = [*([spec.file] if spec.file else []), *spec.components.values(), *spec.loras]
         home = pull_home(model, data)
         record = read_record(home.record)
         rows.append(

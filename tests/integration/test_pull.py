@@ -122,6 +122,14 @@ def test_a_disk_that_is_too_small_is_told_with_figures_before_anything_comes(pul
     assert pull.hub.fetched() == []
 
 
+def test_a_lora_over_a_base_brings_the_base(puller: Callable[..., Puller]) -> None:
+    lora = {"pytorch_lora_weights.safetensors": tensors(seed=3)}
+    base = "stabilityai/stable-diffusion-xl-base-1.0"
+    pull = puller(**{base: Repository(files=sdxl_files()), "latent-consistency/lcm-lora-sdxl": Repository(files=lora)})
+    assert pull("pull", "sdxl-lcm")[0] == 0
+    assert pull.files("sdxl-lcm") == ["latentd.json", "pytorch_lora_weights.safetensors"]
+
+
 def test_a_model_over_a_base_brings_the_base(puller: Callable[..., Puller]) -> None:
     lightning = {"sdxl_lightning_4step_unet.safetensors": tensors(seed=3), "sdxl_lightning_8step.safetensors": b""}
     base = "stabilityai/stable-diffusion-xl-base-1.0"

@@ -169,6 +169,7 @@ DEMOS: dict[str, tuple[str, dict[str, Any], dict[str, dict[str, Any]]]] = {
     "sdxl": ("StableDiffusionXLPipeline", {}, GUIDED | SDXL),
     "sdxl-inpaint": ("StableDiffusionXLInpaintPipeline", TO_REDRAW, GUIDED | SDXL | INPAINT),
     "sdxl-turbo": ("StableDiffusionXLPipeline", {"guidance_scale": 0.0, "num_inference_steps": 1}, TEXT),
+    "sdxl-lcm": ("StableDiffusionXLPipeline", {"guidance_scale": 1.0}, TEXT),
     "flux": ("FluxPipeline", {"guidance_scale": 3.5}, FLUX | GUIDANCE),
     "flux-schnell": ("FluxPipeline", {"guidance_scale": 0.0}, FLUX),
     "flux-fill": ("FluxFillPipeline", {**TO_REDRAW, "guidance_scale": 30.0}, TEXT | GUIDANCE | INPAINT),
@@ -200,7 +201,7 @@ def test_inpainting_networks_keep_what_is_not_masked(name: str, demo_folder: Pat
 
 
 def test_together_the_demos_are_two_builds_of_the_same_bytes(demo_folder: Path, tmp_path: Path) -> None:
-    for name in ("sdxl", "flux", "sd15-lcm"):
+    for name in ("sdxl-lcm", "flux", "sd15-lcm"):
         assert hashes(ensure(name, tmp_path)) == hashes(ensure(name, demo_folder))
 
 

@@ -21,7 +21,7 @@ from server.config import ROOT, ConfigError
 FAMILIES = {"sd15": "pipelines.sd15:StableDiffusion15"}
 MODEL = 'id = "toon"\nfamily = "sd15"\n'
 IDS = """dreamshaper-8-lcm florence-2-base florence-2-large flux flux-fill flux-schnell sd15 sd15-inpaint
-    sdxl sdxl-inpaint sdxl-lightning sdxl-turbo""".split()
+    sdxl sdxl-inpaint sdxl-lcm sdxl-lightning sdxl-turbo""".split()
 
 
 class Clock:
@@ -163,6 +163,20 @@ def test_a_model_over_a_base_takes_the_base_and_its_own_component(tmp_path: Path
     model = shipped(data).get("sdxl-lightning")
     assert (model.demo, model.folder, model.components) == (None, data / "models" / "sdxl", {"unet": unet})
     assert (model.scheduler, model.scheduler_options) == ("EulerDiscreteScheduler", {"timestep_spacing": "trailing"})
+
+
+def test_a_model_that_is_a_lora_over_a_base_has_no_weights_of_its_own(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    add_weights(data, "sdxl")
+    stand_in = shipped(data).get("sdxl-lcm")
+    assert (stand_in.demo, stand_in.loras) == (
+        "sdxl-lcm",
+        (data / "demo" / "sdxl-lcm" / "pytorch_lora_weights.safetensors",),
+    )
+    lora = drop(tmp_path, "sdxl-lcm/pytorch_lora_weights.safetensors", safetensors())
+    model, base = shipped(data).get("sdxl-lcm"), shipped(data).get("sdxl")
+    assert (model.demo, model.folder, model.components) == (None, base.folder, {})
+    assert (model.loras, base.loras, model.scheduler) == ((lora,), (), "LCMScheduler")
 
 
 def test_operators_add_models_in_the_data_folder(tmp_path: Path) -> None:
@@ -332,6 +346,7 @@ def test_without_default_the_choice_is_listed(tmp_path: Path) -> None:
         (MODEL + 'weights.foldr = "x"', "toon.toml: unknown key weights.foldr; did you mean folder?"),
         (MODEL + 'weights.base = "sdxl"', "toon.toml: weights.base = 'sdxl' is no model"),
         (MODEL + 'weights.base = "toon"\nweights.file = "x.safetensors"', "base stands alone"),
+        (MODEL + 'weights.loras = ["a.bin"]', "weights.loras"),
         (MODEL + 'weights.base = "toon"', "weights.base = 'toon' has a base itself"),
         (MODEL + 'fallback = "moon"', "toon.toml: fallback = 'moon' is no model; did you mean toon?"),
     ],
