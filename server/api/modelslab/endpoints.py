@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from pipelines.request import Task
 from server.api.modelslab import account, enterprise, loading, models, uploads
 from server.api.modelslab.answers import fetch
+from server.api.modelslab.documentation import DRAWN
 from server.api.modelslab.drawing import EDITING, IMAGES, REALTIME, Style, draw
 from server.api.modelslab.model_ids import MODEL_SCHEMA
 from server.api.modelslab.outpainting import OUTPAINT_SCHEMA, outpaint
@@ -38,6 +40,10 @@ class Endpoint:
     scope: Scope | None = Scope.GENERATE
     #: JSON schema of the body.
     schema: dict[str, Any] = field(default_factory=dict)
+    #: JSON schema of the answer; empty where it is small and varies.
+    answer: Mapping[str, Any] = field(default_factory=dict)
+    #: A body.
+    example: dict[str, Any] = field(default_factory=dict)
 
 
 def _under(*prefixes: str, name: str) -> tuple[str, ...]:
@@ -51,9 +57,34 @@ def _drawing(style: Style, task: Task, summary: str, *paths: str) -> Endpoint:
         paths=paths,
         handle=partial(draw, task=task, style=style),
         schema=json_schema(task),
+        answer=DRAWN,
+        example=_EXAMPLES[task],
     )
 
 
+_SOURCE = {"init_image": "https://example.com/bridge.png", "prompt": "a red bridge at night", "strength": 0.7}
+_EXAMPLES: Mapping[Task, dict[str, Any]] = MappingProxyType(
+    {
+        Task.TEXT2IMG: {
+            "key": "your_api_key",
+            "model_id": "flux",
+            "prompt": "ultra realistic portrait of a cyberpunk woman, blue eyes, cinematic lighting, 8K",
+            "negative_prompt": "blurry, low quality, distorted",
+            "width": 512,
+            "height": 512,
+            "samples": 1,
+            "num_inference_steps": 31,
+            "guidance_scale": 7.5,
+        },
+        Task.IMG2IMG: {"key": "your_api_key", "model_id": "sdxl", **_SOURCE},
+        Task.INPAINT: {
+            "key": "your_api_key",
+            "model_id": "sdxl",
+            **_SOURCE,
+            "mask_image": "https://example.com/mask.png",
+        },
+    }
+)
 _PROMPT = "Draws images from a prompt; answers success, or processing when it takes longer."
 _IMAGE = "Draws images from a prompt and an image; answers as text2img."
 _MASK = "Repaints an image where a mask is white; answers as text2img."
@@ -77,6 +108,7 @@ def _draws() -> Iterator[Endpoint]:
         paths=removals,
         handle=partial(draw, task=Task.INPAINT, style=EDITING),
         schema=json_schema(Task.INPAINT),
+        answer=DRAWN,
     )
     more = {
         Task.TEXT2IMG: ("/v4/dreambooth", "/v3/dreambooth", "/v7/images/text-to-image"),
@@ -94,6 +126,7 @@ def _others() -> Iterator[Endpoint]:
         paths=(*_under(*_EDITING, name="outpaint"), *_under(*_EDITING, name="outpainting")),
         handle=outpaint,
         schema=OUTPAINT_SCHEMA,
+        answer=DRAWN,
     )
     yield Endpoint(
         name="model_reload",
@@ -213,6 +246,7 @@ def _fetches() -> Iterator[Endpoint]:
         summary="The result of an earlier call, by request_id in the body; wait holds the answer for up to 10 s.",
         paths=paths,
         handle=fetch,
+        answer=DRAWN,
         schema={"type": "object", "required": ["request_id"], "properties": {"request_id": {"type": "string"}}},
     )
     yield Endpoint(
@@ -220,6 +254,7 @@ def _fetches() -> Iterator[Endpoint]:
         summary="The result of an earlier call, by id in the path.",
         paths=tuple(f"{path}/{{request_id}}" for path in paths),
         handle=fetch,
+        answer=DRAWN,
         methods=("POST", "GET"),
     )
 

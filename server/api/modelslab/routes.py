@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -11,6 +10,7 @@ from fastapi.responses import Response
 from server.api.deps import authenticate, base_url, offered_key
 from server.api.dialect import Context, JSONBytes
 from server.api.modelslab.body import read_fields
+from server.api.modelslab.documentation import describe
 from server.api.modelslab.endpoints import ENDPOINTS, Endpoint
 from server.api.modelslab.schemas import Options
 from server.api.modelslab.segments import SEGMENTS
@@ -34,7 +34,7 @@ def make_router(context: Context, options: Options) -> APIRouter:
                 response_model=None,
                 summary=endpoint.name,
                 description=endpoint.summary,
-                openapi_extra=_documentation(endpoint, documented),
+                openapi_extra=describe(documented, endpoint.schema, endpoint.answer, endpoint.example),
             )
         for alias in aliases:
             router.add_route(_ROOT + alias, serve, methods=list(endpoint.methods), include_in_schema=False)
@@ -43,8 +43,6 @@ def make_router(context: Context, options: Options) -> APIRouter:
 
 def _serving(endpoint: Endpoint, context: Context, options: Options) -> Callable[[Request], Awaitable[Response]]:
     async def serve(request: Request) -> Response:
-        if request.path_params.get("segment", "images") not in SEGMENTS:
-            raise NotFound("Not found")
         fields = await read_fields(request)
         visit = Visit(
             context=context,
@@ -54,19 +52,9 @@ def _serving(endpoint: Endpoint, context: Context, options: Options) -> Callable
             base_url=base_url(request, context.public_url),
             path=request.path_params,
         )
+        if visit.path.get("segment", "images") not in SEGMENTS:
+            raise NotFound("Not found")
         answer = await endpoint.handle(visit)
         return answer if isinstance(answer, Response) else JSONBytes(answer)
 
     return serve
-
-
-def _documentation(endpoint: Endpoint, path: str) -> dict[str, Any]:
-    extra: dict[str, Any] = {}
-    if endpoint.schema:
-        extra["requestBody"] = {"content": {"application/json": {"schema": endpoint.schema}}}
-    names = [part[1:-1].partition(":")[0] for part in path.split("/") if part.startswith("{")]
-    if names:
-        extra["parameters"] = [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
-        ]
-    return extra

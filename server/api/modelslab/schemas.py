@@ -253,6 +253,12 @@ _MORE: dict[Task, dict[str, Any]] = {
 }
 
 
+#: Of the properties those that say yes or no.
+FLAGS = tuple(
+    """use_karras_sigmas safety_checker enhance_prompt highres_fix base64 temp reproducible instant_response""".split()
+)
+
+
 def json_schema(task: Task) -> dict[str, Any]:
     """For /openapi.json; the routes read their bodies themselves, because clients send them in five ways."""
     required = [*NEEDED[task]] or ["prompt"]
