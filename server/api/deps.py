@@ -6,8 +6,10 @@ import re
 
 from fastapi import Request
 
-from server.errors import Forbidden, InvalidKey, MissingKey
+from pipelines.errors import InvalidRequest
+from server.errors import Forbidden, InvalidKey, MissingKey, RefusedAddress
 from server.keys import ApiKey, KeyStore, Scope
+from server.net import Guard
 
 #: What may stand in a Host header; anything else could smuggle text into the URLs of answers.
 _HOST = re.compile(r"[A-Za-z0-9._-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
@@ -53,3 +55,13 @@ def base_url(request: Request, public_url: str | None) -> str:
         host = f"[{name}]" if ":" in name else name
         host = host if port is None else f"{host}:{port}"
     return f"{request.scope['scheme']}://{host}"
+
+
+def check_webhook(guard: Guard, url: str | None) -> None:
+    """Raises ``InvalidRequest`` for a URL that will not be told."""
+    if url is None:
+        return
+    try:
+        guard.check_url(url)
+    except RefusedAddress as error:
+        raise InvalidRequest(f"webhook: {error}", field="webhook") from None

@@ -26,6 +26,15 @@ SD15 = ModelSpec(
 MODELS = (
     SD15,
     replace(SD15, id="flux", family="flux", aliases=("fluxdev",), limits=Limits(multiple=16), note=None, demo=None),
+    ModelSpec(
+        id="florence-2-base",
+        family="florence2",
+        aliases=("microsoft/Florence-2-base",),
+        folder=Path("florence2"),
+        demo="florence2",
+        note="A demo model answers.",
+        tasks=frozenset(),
+    ),
     replace(SD15, id="sdxl-lightning", aliases=(), steps=4, guidance=0.0, width=128, height=128, note=None),
 )
 

@@ -1,65 +1,13 @@
-"""The fields of a call, whatever they travelled in: JSON, form, multipart or query; the body wins over the query."""
+"""The fields of a call, whatever they travelled in; the body wins over the query."""
 
 from __future__ import annotations
 
-from urllib.parse import parse_qsl
-
-import orjson
-import pybase64
 from fastapi import Request
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
 
+from server.api.body import read_body
 from server.api.modelslab.coerce import Fields
-from server.errors import BadBody
-
-_MAX_FIELDS = 1000
-_INVALID = "Invalid API Request"
 
 
 async def read_fields(request: Request) -> Fields:
-    """Reads the call. Raises ``BadBody`` for what is neither JSON object nor form, ``BodyTooLarge``."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == "multipart/form-data":
-        body = await _read_multipart(request)
-    else:
-        body = _parse(await request.body(), is_form=kind == "application/x-www-form-urlencoded")
-    return Fields(body, dict(request.query_params))
-
-
-def _parse(data: bytes, *, is_form: bool) -> dict[str, object]:
-    # Some editors put the mark in front of files that are then posted.
-    data = data.removeprefix(b"\xef\xbb\xbf").strip()
-    if not data:
-        return {}
-    # curl -d calls JSON a form; a form never begins with a brace.
-    if is_form and data[:1] not in b"{[":
-        return _parse_form(data)
-    try:
-        # orjson refuses NaN, infinite numbers, lone surrogates and deep nesting, which json lets through.
-        fields = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        raise BadBody(f"{_INVALID}: the body is not valid JSON.") from None
-    if not isinstance(fields, dict):
-        raise BadBody(f"{_INVALID}: the body is not a JSON object.")
-    return fields
-
-
-def _parse_form(data: bytes) -> dict[str, object]:
-    try:
-        return dict(parse_qsl(data.decode("utf-8", "replace"), max_num_fields=_MAX_FIELDS))
-    except ValueError:
-        raise BadBody(f"{_INVALID}: the form has too many fields.") from None
-
-
-async def _read_multipart(request: Request) -> dict[str, object]:
-    try:
-        async with request.form(max_files=_MAX_FIELDS, max_fields=_MAX_FIELDS) as form:
-            return {name: value if isinstance(value, str) else await _pack(value) for name, value in form.items()}
-    except HTTPException:
-        raise BadBody(f"{_INVALID}: the form cannot be read.") from None
-
-
-async def _pack(file: UploadFile) -> str:
-    """An uploaded file as what a picture's field holds otherwise; fields that want no picture cannot use it anyway."""
-    return pybase64.b64encode(await file.read()).decode("ascii")
+    """Reads the call. Raises what ``read_body`` raises."""
+    return Fields(await read_body(request), dict(request.query_params))

@@ -11,8 +11,8 @@ from fastapi.responses import Response
 
 from pipelines.complete import check_task
 from pipelines.draft import Completed
-from pipelines.errors import InvalidRequest
 from pipelines.request import Task
+from server.api.deps import check_webhook
 from server.api.modelslab import render
 from server.api.modelslab.adapters import fit_adapter
 from server.api.modelslab.answers import answer
@@ -21,7 +21,6 @@ from server.api.modelslab.schemas import Call, documented_defaults, read_call
 from server.api.modelslab.segments import SEGMENTS
 from server.api.modelslab.visit import NAME, Visit
 from server.catalog import Catalog, Resolved
-from server.errors import RefusedAddress
 from server.jobs.base import Job
 
 
@@ -50,7 +49,7 @@ async def draw(visit: Visit, *, task: Task, style: Style) -> Response:
     """Draws; answers ``success``, or ``processing`` when it takes longer."""
     until = time.monotonic() + visit.context.sync_wait_s
     call = read_call(visit.fields, visit.options, task)
-    check_webhook(visit, call.webhook)
+    check_webhook(visit.context.guard, call.webhook)
     found = choose_model(visit, call.model, style)
     # Before anything is fetched for it.
     check_task(task, found.model)
@@ -73,16 +72,6 @@ async def submit(visit: Visit, call: Call, found: Resolved, style: Style, *, unt
         # Clients wait for an answer, however much of the time went into fetching their pictures.
         job = await visit.context.service.wait(job.id, max(until - time.monotonic(), 0.0))
     return await answer(visit, job, failed_status="error")
-
-
-def check_webhook(visit: Visit, url: str | None) -> None:
-    """Raises ``InvalidRequest`` for a URL that will not be told."""
-    if url is None:
-        return
-    try:
-        visit.context.guard.check_url(url)
-    except RefusedAddress as error:
-        raise InvalidRequest(f"webhook: {error}", field="webhook") from None
 
 
 async def _add(visit: Visit, call: Call, found: Resolved, style: Style) -> Job:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipelines.auxiliary import AuxiliaryKind
 from pipelines.errors import InvalidRequest
-from server.api.modelslab.drawing import check_webhook
+from server.api.deps import check_webhook
 from server.api.modelslab.model_ids import MODEL_SCHEMA, read_model_id
 from server.api.modelslab.visit import Visit
 from server.errors import RefusedAddress
@@ -104,7 +104,7 @@ async def delete_model(visit: Visit) -> dict[str, Any]:
 
 def _begin(visit: Visit, addition: Addition, text: str) -> dict[str, Any]:
     webhook = visit.fields.choice("webhook", limit=_LIMIT)
-    check_webhook(visit, webhook)
+    check_webhook(visit.context.guard, webhook)
     try:
         visit.context.shelf.add(replace(addition, webhook=webhook))
     except RefusedAddress as error:

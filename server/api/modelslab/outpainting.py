@@ -15,7 +15,8 @@ from PIL import Image
 from pipelines.complete import check_task
 from pipelines.request import Task
 from pipelines.sizes import fit
-from server.api.modelslab.drawing import EDITING, check_webhook, choose_model, submit
+from server.api.deps import check_webhook
+from server.api.modelslab.drawing import EDITING, choose_model, submit
 from server.api.modelslab.pictures import store_pictures
 from server.api.modelslab.schemas import json_schema, read_call
 from server.api.modelslab.visit import Visit
@@ -47,7 +48,7 @@ async def outpaint(visit: Visit) -> Response:
     """Draws around a picture; ``overlap_width`` pixels of its border are drawn anew, so that no seam is seen."""
     until = time.monotonic() + visit.context.sync_wait_s
     call = read_call(visit.fields, visit.options, Task.IMG2IMG)
-    check_webhook(visit, call.webhook)
+    check_webhook(visit.context.guard, call.webhook)
     found = choose_model(visit, call.model, OUTPAINTING)
     check_task(Task.INPAINT, found.model)
     overlap = visit.fields.integer("overlap_width")

@@ -1,1 +1,1 @@
-"""latentd's own API: jobs of one's own, under /v1."""
+"""latentd's own API: jobs of one's own, and questions about pictures, under /v1."""

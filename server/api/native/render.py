@@ -67,7 +67,7 @@ SCHEMA: dict[str, Any] = {
         "started_at": _nullable("number", "When it was begun last."),
         "finished_at": _nullable("number", "When it ended."),
         "outputs": {"type": "array", "items": {"type": "string", "format": "uri"}},
-        "result": _nullable("object", "Seconds, seeds and flags of a job that succeeded."),
+        "result": _nullable("object", "Seconds, seeds and flags of a job that succeeded; of a question the answers."),
         "warnings": {"type": "array", "items": {"type": "string"}},
         "error": _nullable("object", "code and message of a job that failed."),
         "webhook_status": {"type": "string", "enum": ["", "pending", "delivered", "failed"]},
