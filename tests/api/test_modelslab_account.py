@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import io
 import json
 from collections.abc import Callable
@@ -17,17 +16,12 @@ from PIL import Image
 from server.api.modelslab.uploads import middle_square
 from server.engine.executors.stub import StubExecutor
 from server.keys import Scope
+from tests.pictures import red_png
 from tests.receiver import receiving
 
 Serve = Callable[..., AbstractAsyncContextManager[Any]]
 
 pytestmark = pytest.mark.anyio
-
-
-def picture(width: int, height: int) -> str:
-    buffer = io.BytesIO()
-    Image.new("RGB", (width, height), "red").save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
 
 
 async def call(api: Any, path: str, method: str = "POST", key: str | None = None, **fields: Any) -> Any:
@@ -79,7 +73,7 @@ async def test_stubs_answer(api: Any) -> None:
 @pytest.mark.parametrize("path", ["/v6/base64_to_url", "/v6/image_editing/base64_to_url"])
 @pytest.mark.parametrize("field", ["init_image", "base64_string"])
 async def test_base64_becomes_a_link_for_a_day(api: Any, path: str, field: str) -> None:
-    body = (await call(api, path, **{field: f"data:image/png;base64,{picture(3, 2)}"})).json()
+    body = (await call(api, path, **{field: f"data:image/png;base64,{red_png(3, 2)}"})).json()
     assert (body["status"], type(body["id"]), len(body["output"])) == ("success", int, 1)
     assert body["output"][0].startswith("http://images.test/temp/")
     read = await api.client.get(body["output"][0])
@@ -87,10 +81,10 @@ async def test_base64_becomes_a_link_for_a_day(api: Any, path: str, field: str) 
 
 
 async def test_an_upload_can_be_cropped(api: Any) -> None:
-    body = (await call(api, "/v3/base64_crop", image=picture(6, 4), crop="true")).json()
+    body = (await call(api, "/v3/base64_crop", image=red_png(6, 4), crop="true")).json()
     assert (body["status"], body["messege"], type(body["request_id"])) == ("success", "image uploaded", int)
     assert Image.open(io.BytesIO((await api.client.get(body["link"])).content)).size == (4, 4)
-    whole = (await call(api, "/v3/base64_crop", image=picture(6, 4), crop="false")).json()
+    whole = (await call(api, "/v3/base64_crop", image=red_png(6, 4), crop="false")).json()
     assert Image.open(io.BytesIO((await api.client.get(whole["link"])).content)).size == (6, 4)
 
 
@@ -166,7 +160,7 @@ async def test_verbs_have_their_documented_shapes(api: Any) -> None:
         "3 Models synced successfully",
         ["sd15", "flux", "sdxl-lightning"],
     )
-    uploaded = await verb("upload_image", base64_image=picture(2, 2), image_type="png")
+    uploaded = await verb("upload_image", base64_image=red_png(2, 2), image_type="png")
     assert (uploaded["message"], uploaded["image_url"][:24]) == ("image uploaded", "http://images.test/temp/")
     for name in ("update_s3", "reset_s3"):
         assert (await verb(name))["message"] == f"{name} is not available on this server"

@@ -15,17 +15,12 @@ from PIL import Image
 
 from server.engine.executors.stub import StubExecutor
 from tests.api.test_modelslab import SEED_SAMPLE, STRINGS_SAMPLE
+from tests.pictures import red_png
 from tests.receiver import receiving
 
 Serve = Callable[..., AbstractAsyncContextManager[Any]]
 
 pytestmark = pytest.mark.anyio
-
-
-def picture(width: int, height: int) -> str:
-    buffer = io.BytesIO()
-    Image.new("RGB", (width, height), "red").save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
 
 
 async def call(api: Any, path: str, **fields: Any) -> Any:
@@ -98,14 +93,14 @@ async def test_5_base64_output_is_a_url_of_text(api: Any) -> None:
 
 @pytest.mark.parametrize("form", ["{}", "data:image/png;base64,{}", "list"])
 async def test_5_init_image_comes_in_any_form(api: Any, form: str) -> None:
-    raw = picture(64, 64)
+    raw = red_png(64, 64)
     source = [raw] if form == "list" else form.format(raw)
     body = (await call(api, "/v6/images/img2img", prompt="x", init_image=source)).json()
     assert (body["status"], body["meta"]["init_image"]) == ("success", "base64")
 
 
 async def test_6_img2img_keeps_the_init_size(api: Any) -> None:
-    meta = (await call(api, "/v6/images/img2img", prompt="x", init_image=picture(192, 128))).json()["meta"]
+    meta = (await call(api, "/v6/images/img2img", prompt="x", init_image=red_png(192, 128))).json()["meta"]
     assert (meta["W"], meta["H"]) == (192, 128)
 
 

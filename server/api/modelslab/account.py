@@ -42,7 +42,12 @@ async def assets_generated(visit: Visit) -> dict[str, Any]:
         jobs = await visit.context.jobs.page(owner, states, limit=per_page, skip=(page - 1) * per_page)
     pages = -(-total // per_page)
     pagination = {"total": total, "per_page": per_page, "current_page": page, "page": page, "last_page": max(pages, 1)}
-    return {"status": "success", "type": kind, "data": [_asset(job) for job in jobs], "pagination": pagination}
+    return {
+        "status": "success",
+        "type": kind,
+        "data": [_asset(job) for job in jobs if job.outputs],
+        "pagination": pagination,
+    }
 
 
 async def clear_cache(visit: Visit) -> dict[str, Any]:
