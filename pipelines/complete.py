@@ -11,7 +11,7 @@ from typing import TypedDict, TypeVar
 from pipelines.auxiliary import AuxiliaryKind, FindAuxiliary, find_nothing
 from pipelines.draft import Completed, Defaults, ImageDraft, SafetyRules
 from pipelines.errors import InvalidRequest
-from pipelines.finishing import choose_highres
+from pipelines.finishing import choose_highres, choose_upscale
 from pipelines.ip_adapter import ADAPTED, IP_ADAPTERS
 from pipelines.model import Limits, ModelSpec
 from pipelines.request import ImageRequest, Sigmas, Task
@@ -95,8 +95,9 @@ def complete(
         clip_skip=_choose_clip_skip(draft, model, fallback, warnings),
         loras=_clamp_loras(draft, warnings),
         **_choose_adapter(draft, model, warnings),
-        safety=_choose_safety(draft, safety, warnings),
+        safety=choose_safety(draft, safety, warnings),
         highres=choose_highres(draft, model, (width, height), warnings),
+        upscale=choose_upscale(draft.upscale, (width, height), warnings),
         reproducible=reproducible if draft.reproducible is None else draft.reproducible,
         priority=draft.priority,
         vae=_choose_vae(draft, find_auxiliary, warnings),
@@ -214,7 +215,8 @@ def _choose_embeddings(draft: ImageDraft, model: ModelSpec, warnings: list[str])
     return tuple(dict.fromkeys(draft.embeddings))
 
 
-def _choose_safety(draft: ImageDraft, rules: SafetyRules, warnings: list[str]) -> str | None:
+def choose_safety(draft: ImageDraft, rules: SafetyRules, warnings: list[str]) -> str | None:
+    """What replaces a flagged picture; None: nothing is checked. Raises ``CheckerMissing``."""
     if rules.fault is not None:
         raise rules.fault
     if rules.force and draft.safety is False:

@@ -46,6 +46,8 @@ class ImageDraft:
     safety_type: str | None = None
     #: Two passes, the first at the model's own size.
     highres: bool | None = None
+    #: Times as large as drawn.
+    upscale: int | None = None
     reproducible: bool | None = None
     priority: int = 0
     #: Name of a file or folder in DATA/vaes.

@@ -11,3 +11,8 @@ FAMILIES: dict[str, str] = {
 }
 #: Those that look at pictures instead of drawing them.
 LOOKING = frozenset({"florence2"})
+
+#: As ``FAMILIES``, of what the server offers beside the models: no model file names them.
+HELPERS: dict[str, str] = {
+    "upscaler": "pipelines.upscale:Upscaler",
+}

@@ -101,6 +101,8 @@ class ImageRequest:
     safety: str | None = None
     #: Size of a first pass that a second one at the asked size starts from (``highres_fix``); None: there is one pass.
     highres: tuple[int, int] | None = None
+    #: The finished pictures are made so many times as large by an upscaler of the server's choice; 1: they are not.
+    upscale: int = 1
     #: Bit-equal whatever the neighbours: drawn in forwards of its own.
     reproducible: bool = False
     #: Larger goes first.

@@ -12,6 +12,7 @@ from typing import Any
 
 from pipelines.draft import Decided
 from pipelines.errors import Cancelled, DeadlineExceeded, Error
+from pipelines.passes import expected_calls
 from pipelines.request import ImageRequest, Request
 from pipelines.stored import read_request
 from server.backlog import Backlog
@@ -226,14 +227,14 @@ class Service:
         if job.id not in self._open:
             return 1.0
         front = max((one.progress().eta_s for one in self._generations.values()), default=0.0)
-        own = read_request(job.request).calls * self._executor.stats().per_row_s
+        own = expected_calls(read_request(job.request)) * self._executor.stats().per_row_s
         return max(1.0, front + self._backlog.ahead(job.id) * self._pace.seconds + own)
 
     def progress(self, job: Job) -> Progress:
         """Where the job stands; of one that the executor does not have, what the request says. Cheap."""
         if (generation := self._generations.get(job.id)) is not None:
             return generation.progress()
-        calls: int = job.request.get("steps", 1) * job.request.get("samples", 1)
+        calls = expected_calls(read_request(job.request))
         waits = job.id in self._open
         return Progress(
             step=calls if job.state is JobState.SUCCEEDED else 0,

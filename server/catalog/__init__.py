@@ -14,8 +14,11 @@ from pipelines.errors import InvalidRequest, UnknownModel
 from pipelines.model import ModelSpec
 from pipelines.request import Task
 from pipelines.safety import CheckerFiles
+from pipelines.upscalers import PREFIX
+from server.catalog.auxiliaries import Auxiliaries
 from server.catalog.files import ModelFile, Source
 from server.catalog.offer import Offer, Places, read_offer
+from server.catalog.upscalers import Upscalers
 from server.config import ConfigError, nearest
 
 __all__ = ["Catalog", "ModelFile", "Resolved", "Source"]
@@ -53,10 +56,12 @@ class Catalog:
         editor: str | None = None,
         configured: Mapping[str, ModelFile] | None = None,
         checker: CheckerFiles | None = None,
+        upscalers: Upscalers | None = None,
     ) -> None:
         self._default = default
         self._realtime = realtime
         self._editor = editor
+        self._upscalers = upscalers or Upscalers()
         self._files: _Files | None = None
         self._take(Offer(models=tuple(models), configured=dict(configured or {}), checker=checker))
 
@@ -79,7 +84,8 @@ class Catalog:
         default; such files of ``data/models`` are logged and left out.
         """
         files = _Files(Places(configs=configs, data=data), families, clock)
-        catalog = cls((), default=default_model, realtime=realtime_model, editor=edit_model)
+        upscalers = Upscalers(Auxiliaries(data).find)
+        catalog = cls((), default=default_model, realtime=realtime_model, editor=edit_model, upscalers=upscalers)
         catalog._take(files.read({}))
         catalog._files = files
         named = {"default_model": default_model, "realtime_model": realtime_model, "edit_model": edit_model}
@@ -89,7 +95,9 @@ class Catalog:
         return catalog
 
     def get(self, name: str) -> ModelSpec:
-        """The model of this id or alias. Raises ``UnknownModel``."""
+        """The model of this id or alias, or the upscaler of this name. Raises ``UnknownModel``."""
+        if name.startswith(PREFIX):
+            return self._upscalers.get(name)
         model = self._find(name)
         if model is None:
             raise UnknownModel(name)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from pipelines.base import Pipeline
 from pipelines.errors import ModelTooLarge
+from pipelines.upscalers import PREFIX
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,10 @@ class _Resident:
 
 
 class ResidentModels:
-    """Loaded pipelines: at most ``limit`` of them, and no more bytes of weights than ``budget`` says.
+    """Loaded pipelines: at most ``limit`` models, and no more bytes of weights than ``budget`` says.
+
+    Upscalers are small, and come behind what other models draw: they take none of the ``limit`` places, or an upscaler
+    would wait until nothing is drawn, and then take the place of the model that is needed next.
 
     ``stamp`` gives what a model is made of: one whose stamp has changed (its weights were pulled while the demo drew)
     is loaded anew as soon as nothing of it is being drawn.
@@ -99,8 +103,8 @@ class ResidentModels:
         except Exception:
             # A checkpoint that cannot be weighed cannot be loaded; loading says why.
             return True
-        kept = [one for other, one in self._resident.items() if other in busy]
-        return self._has_room(len(kept), sum(one.weight for one in kept), needed)
+        kept = {other: one for other, one in self._resident.items() if other in busy}
+        return self._has_room(name, kept, sum(one.weight for one in kept.values()), needed)
 
     def get(self, name: str, busy: set[str]) -> Pipeline:
         """The model; loads it and closes the ones that must go. Raises ``ModelTooLarge`` and what loading raises."""
@@ -114,7 +118,7 @@ class ResidentModels:
             needed = self._needed(name)
             # Weighed anew the next time: its files may be others by then.
             del self._weighed[name]
-            self._unload_idle(busy, lambda: self._has_room(len(self._resident), self._taken(), needed))
+            self._unload_idle(busy, lambda: self._has_room(name, self._resident, self._taken(), needed))
             if not self._is_within(len(self._resident), self._taken() + needed):
                 for one in self._beside:
                     one.release()
@@ -169,8 +173,10 @@ class ResidentModels:
             )
         return needed
 
-    def _has_room(self, count: int, taken: int, needed: int) -> bool:
-        return not count or (count < self._limit and self._is_within(count, taken + needed))
+    def _has_room(self, name: str, others: Collection[str], taken: int, needed: int) -> bool:
+        placed = sum(map(_takes_place, others))
+        has_place = placed < self._limit or not _takes_place(name)
+        return not others or (has_place and self._is_within(len(others), taken + needed))
 
     def _is_within(self, others: int, total: int) -> bool:
         """The budget allows so many bytes where a model has ``others`` beside it."""
@@ -186,3 +192,7 @@ class ResidentModels:
         """Unloads everything."""
         while self._resident:
             self._resident.popitem()[1].pipeline.close()
+
+
+def _takes_place(name: str) -> bool:
+    return not name.startswith(PREFIX)

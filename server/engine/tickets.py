@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from pipelines.base import Pixels, Row
 from pipelines.errors import Error
-from pipelines.passes import passes
+from pipelines.passes import expected_calls, passes
 from pipelines.request import ImageRequest, Request
 from pipelines.safety import Checked
 from pipelines.vision import Answer
@@ -39,7 +39,7 @@ class Ticket:
         self.started_at: float | None = None
         self._passes = passes(request)
         #: Denoiser calls of the rows that are not there yet.
-        self.calls_to_come = sum(one.calls for one in self._passes)
+        self.calls_to_come = expected_calls(request)
         self._done = done
         self._begun = begun
         self._results: dict[int, Picture | Answer] = {}

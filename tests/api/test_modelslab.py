@@ -194,7 +194,6 @@ async def test_an_unknown_scheduler_is_a_warning(api: Any) -> None:
 
 async def test_every_option_that_is_not_applied_is_named(api: Any) -> None:
     asked = {
-        "upscale": "2",
         "ip_adapter_scale": 1,
         "init_image": "http://a/b.png",
         "tomesd": "yes",
@@ -202,7 +201,7 @@ async def test_every_option_that_is_not_applied_is_named(api: Any) -> None:
     }
     body = (await api.text2img(**asked)).json()
     assert body["status"] == "success"
-    assert body["warning"] == ("Not applied: tomesd, self_attention, upscale, ip_adapter_scale, init_image.")
+    assert body["warning"] == "Not applied: tomesd, self_attention, ip_adapter_scale, init_image."
     assert (body["meta"]["lora"], body["meta"]["upscale"]) == (None, "no")
 
 
@@ -223,6 +222,26 @@ async def test_highres_fix_draws_in_two_passes_what_is_larger_than_the_models_si
     assert (body["meta"]["highres_fix"], body["meta"]["W"], body["meta"]["H"]) == ("yes", 1024, 768)
     assert "warning" not in body
     assert api.executor.requests[0].highres == (584, 440)
+
+
+@pytest.mark.parametrize(
+    ("given", "factor", "told"),
+    [
+        ("yes", 2, "2"), (True, 2, "2"), ("2", 2, "2"), ("3", 3, "3"), (4.0, 4, "4"), ("1", 1, "no"), (1, 1, "no"),
+        (False, 1, "no"), ("no", 1, "no"), (0, 1, "no"), (-2, 1, "no"), (None, 1, "no"), ("", 1, "no"),
+    ],
+)  # fmt: skip
+async def test_upscale_is_a_yes_or_a_factor(api: Any, given: object, factor: int, told: str) -> None:
+    body = (await api.text2img(upscale=given)).json()
+    assert api.executor.requests[0].upscale == factor
+    assert (body["meta"]["upscale"], body["meta"]["W"]) == (told, 64)
+    assert "warning" not in body
+
+
+async def test_a_factor_that_is_too_large_is_lowered_with_a_warning(api: Any) -> None:
+    body = (await api.text2img(width=1024, height=1024, upscale=100)).json()
+    assert body["meta"]["upscale"] == "5"
+    assert body["warning"] == "upscale 100 was lowered to 5: 8 times and 33.6 million pixels are the most."
 
 
 async def test_highres_fix_of_what_is_not_larger_is_not_claimed(api: Any) -> None:

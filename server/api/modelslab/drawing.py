@@ -56,7 +56,8 @@ async def draw(visit: Visit, *, task: Task, style: Style) -> Response:
     call = fit_adapter(call, found.model.family)
     stored = await store_pictures(visit.context.inputs, task, call.pictures)
     call = replace(call, draft=replace(call.draft, **stored))
-    return await submit(visit, call, found, style, until=until)
+    completed = complete_call(visit, call, found, style)
+    return await submit(visit, call, completed, style, until=until, note=found.model.note)
 
 
 def choose_model(visit: Visit, name: str | None, style: Style) -> Resolved:
@@ -65,18 +66,19 @@ def choose_model(visit: Visit, name: str | None, style: Style) -> Resolved:
     return style.choose(visit.context.catalog) if name is None else visit.context.catalog.resolve(name)
 
 
-async def submit(visit: Visit, call: Call, found: Resolved, style: Style, *, until: float) -> Response:
+async def submit(
+    visit: Visit, call: Call, completed: Completed, style: Style, *, until: float, note: str | None = None
+) -> Response:
     """Makes the call a job and answers it, as far as it got ``until`` then, in ``time.monotonic()`` seconds."""
-    job = await _add(visit, call, found, style)
+    job = await _add(visit, call, completed, style, note)
     if not call.instant:
         # Clients wait for an answer, however much of the time went into fetching their pictures.
         job = await visit.context.service.wait(job.id, max(until - time.monotonic(), 0.0))
     return await answer(visit, job, failed_status="error")
 
 
-async def _add(visit: Visit, call: Call, found: Resolved, style: Style) -> Job:
+async def _add(visit: Visit, call: Call, completed: Completed, style: Style, note: str | None) -> Job:
     context = visit.context
-    completed = _complete(visit, call, found, style)
     return await context.service.submit(
         completed,
         owner=visit.caller.id,
@@ -84,7 +86,7 @@ async def _add(visit: Visit, call: Call, found: Resolved, style: Style) -> Job:
         echo=render.make_echo(
             track_id=call.track_id,
             instant=call.instant,
-            note=found.model.note,
+            note=note,
             pictures=call.pictures,
             safety_type=context.safety.replacement(call.draft),
             family=style.family,
@@ -99,7 +101,8 @@ async def _add(visit: Visit, call: Call, found: Resolved, style: Style) -> Job:
     )
 
 
-def _complete(visit: Visit, call: Call, found: Resolved, style: Style) -> Completed:
+def complete_call(visit: Visit, call: Call, found: Resolved, style: Style) -> Completed:
+    """The call's draft with every value decided, and what is to be said about that."""
     defaults = replace(documented_defaults(visit.options), **style.defaults)
     completed = visit.context.complete(call.draft, found.model, defaults)
     unapplied = (f"Not applied: {', '.join(call.unapplied)}.",) if call.unapplied else ()

@@ -17,6 +17,7 @@ from server.api.modelslab.model_ids import MODEL_SCHEMA
 from server.api.modelslab.outpainting import OUTPAINT_SCHEMA, outpaint
 from server.api.modelslab.schemas import json_schema
 from server.api.modelslab.unavailable import refuse
+from server.api.modelslab.upscaling import SCHEMA, super_resolution
 from server.api.modelslab.visit import Handle
 from server.keys import Scope
 
@@ -134,6 +135,16 @@ def _others() -> Iterator[Endpoint]:
         paths=_under(*_COMMUNITY, name="model_reload"),
         handle=loading.reload,
         schema=MODEL_SCHEMA,
+    )
+
+
+def _upscales() -> Iterator[Endpoint]:
+    yield Endpoint(
+        name="image_editing: super_resolution",
+        summary="Makes a picture larger; answers as text2img.",
+        paths=_under(*_EDITING, name="super_resolution"),
+        handle=super_resolution,
+        schema=SCHEMA,
     )
 
 
@@ -279,6 +290,7 @@ def _refusals() -> Iterator[Endpoint]:
 #: In the order in which paths are matched.
 ENDPOINTS: tuple[Endpoint, ...] = (
     *_draws(),
+    *_upscales(),
     *_others(),
     *_account(),
     *_loading(),

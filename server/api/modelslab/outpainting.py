@@ -16,7 +16,7 @@ from pipelines.complete import check_task
 from pipelines.request import Task
 from pipelines.sizes import fit
 from server.api.deps import check_webhook
-from server.api.modelslab.drawing import EDITING, choose_model, submit
+from server.api.modelslab.drawing import EDITING, choose_model, complete_call, submit
 from server.api.modelslab.pictures import store_pictures
 from server.api.modelslab.schemas import json_schema, read_call
 from server.api.modelslab.visit import Visit
@@ -64,7 +64,9 @@ async def outpaint(visit: Visit) -> Response:
     )
     # What was asked for is fitted once more on its way, to the same size, and a warning then says so.
     draft = replace(call.draft, image=image.digest, image_size=size, mask=mask.digest, width=asked[0], height=asked[1])
-    return await submit(visit, replace(call, draft=draft), found, OUTPAINTING, until=until)
+    call = replace(call, draft=draft)
+    completed = complete_call(visit, call, found, OUTPAINTING)
+    return await submit(visit, call, completed, OUTPAINTING, until=until, note=found.model.note)
 
 
 async def _lay_out(inputs: Inputs, image: str, size: tuple[int, int], overlap: int) -> tuple[StoredInput, StoredInput]:

@@ -8,7 +8,9 @@ from typing import Any
 
 from pipelines.draft import SafetyRules
 from pipelines.errors import Error, InvalidRequest
+from pipelines.upscalers import PREFIX
 from server.api.modelslab.adapters import used_adapter
+from server.api.modelslab.factors import used_upscale
 from server.api.modelslab.loras import used_loras
 from server.api.modelslab.unbuilt import used_options
 from server.errors import BadBody, QueueFull
@@ -173,7 +175,7 @@ def meta(job: Job) -> dict[str, Any]:
     karras = request["sigmas"] == "karras"
     values = {
         "prompt": request["prompt"],
-        "model_id": request["model"],
+        "model_id": request["model"].removeprefix(PREFIX),
         "negative_prompt": request["negative_prompt"] or "",
         "scheduler": (job.result or {}).get("scheduler") or request["scheduler"],
         "W": request["width"],
@@ -191,6 +193,7 @@ def meta(job: Job) -> dict[str, Any]:
         "reproducible": _yes_no(request["reproducible"]),
         "clip_skip": request.get("clip_skip", 1),
         "highres_fix": _yes_no(request.get("highres") is not None),
+        "upscale": used_upscale(request),
         "vae": request.get("vae"),
         "enhance_prompt": _yes_no(echo.get("enhanced", False)),
         "enhance_style": echo.get("style"),

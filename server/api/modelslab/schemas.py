@@ -13,6 +13,7 @@ from pipelines.request import Sigmas, Task
 from pipelines.safety import REPLACEMENTS
 from schedulers.registry import parse_algorithm
 from server.api.modelslab.coerce import Fields, as_flag
+from server.api.modelslab.factors import read_upscale
 from server.api.modelslab.loras import read_loras, surplus_strengths
 from server.api.modelslab.names import read_embeddings
 from server.api.modelslab.pictures import NEEDED, OPTIONAL
@@ -119,6 +120,7 @@ def read_call(fields: Fields, options: Options, task: Task) -> Call:
         safety=fields.flag("safety_checker"),
         safety_type=_read_safety_type(fields),
         highres=fields.flag("highres_fix"),
+        upscale=read_upscale(fields),
         reproducible=fields.flag("reproducible"),
         vae=fields.choice("vae", limit=_NAME_LIMIT),
         enhance=fields.flag("enhance_prompt"),
@@ -228,6 +230,7 @@ _PROPERTIES: dict[str, Any] = {
     "output_format": _described("string", "Extension: the pictures' files.", enum=["png", "jpeg", "webp"]),
     "base64": _described("string", "yes: output holds links to base64 text, or such text, as the server is set."),
     "temp": _described("string", "yes: the pictures are deleted after 24 hours."),
+    "upscale": _described("string", "yes: twice as large; or a factor, 1 to 8."),
     "reproducible": _described("boolean", "Extension: bit-equal whatever else is being drawn."),
     "instant_response": _described("string", "yes: answer at once with status processing."),
     "webhook": _described("string", "URL that is told when the images are done."),

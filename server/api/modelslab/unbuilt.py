@@ -46,8 +46,6 @@ UNBUILT: tuple[Unbuilt, ...] = (
     _flag("panorama"),
     _flag("self_attention"),
     _flag("free_u"),
-    # 1 is a factor here, not a yes.
-    _flag("upscale", neutral=(1,)),
     _flag("watermark"),
     # Without ip_adapter_id.
     Unbuilt(name="ip_adapter_scale", neutral=(0, 0.6)),

@@ -17,10 +17,11 @@ from pipelines.errors import Error, InvalidRequest
 from pipelines.inputs import ReadInput
 from pipelines.lora_memory import MAX_BYTES, LoraMemory
 from pipelines.model import ModelSpec, Offload
-from pipelines.registry import FAMILIES
+from pipelines.registry import FAMILIES, HELPERS
 from pipelines.request import Request
 from pipelines.safety import CheckerFiles
 from pipelines.shared import SharedComponents
+from pipelines.weight_file import WeightFile
 from server.engine.checker import ResidentChecker
 from server.engine.engine import Engine
 from server.engine.executors.base import EngineStats, Outcome, Progress
@@ -223,6 +224,9 @@ class LocalExecutor:
 
         spec = self._made(name)
         device = pick_device(self._device)
+        if spec.family in HELPERS:
+            # A network of one file, in 16 bits.
+            return 0 if spec.file is None else WeightFile.open(spec.file, name).weight_bytes(2)
         checkpoint = Checkpoint.open(spec, dtype=pick_dtype(spec.dtype, device), device=device)
         # What is no checkpoint at all must not cost the loaded models their place.
         checkpoint.read_json(checkpoint.index)
@@ -262,7 +266,7 @@ class LocalExecutor:
             torch.set_num_threads(self._threads)
         quiet_libraries()
         spec = self._made(name)
-        module, _, family = FAMILIES[spec.family].partition(":")
+        module, _, family = (FAMILIES | HELPERS)[spec.family].partition(":")
         find = self._find_auxiliary
         host = Host(
             device=pick_device(self._device),

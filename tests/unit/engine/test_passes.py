@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from pipelines.errors import Cancelled, DeadlineExceeded, Error, InvalidRequest,
 from pipelines.passes import HIGHRES_STRENGTH
 from pipelines.request import ImageRequest
 from pipelines.safety import Checked
+from pipelines.upscalers import BAND_PIXELS
 from tests.unit.engine.bench import Bench
 
 TWO_PASSES: dict[str, Any] = {"width": 128, "height": 128, "highres": (64, 64)}
@@ -145,3 +147,82 @@ def test_between_its_passes_a_request_counts_as_running() -> None:
     bench.run(turns=4)
     assert bench.engine.stats.waiting_requests == 0
     assert bench.engine.outlook.progress(ticket).position == 0
+
+
+def test_a_picture_is_enlarged_after_it_was_checked_and_keeps_its_flag() -> None:
+    looked: list[tuple[int, ...]] = []
+
+    def check(pictures: Sequence[Pixels], replacements: Sequence[str]) -> list[Checked | Error]:
+        looked.extend(picture.shape for picture in pictures)
+        return [Checked(pixels=picture * 0, flagged=True) for picture in pictures]
+
+    bench = Bench(check=check)
+    bench.submit(safety="black", upscale=2, samples=2)
+    bench.run()
+    assert looked == [(64, 64, 3)] * 2
+    assert [(one.pixels.shape, one.nsfw) for one in bench.outcome(0).pictures] == [((128, 128, 3), True)] * 2
+    assert bench.loads == ["a", "upscaler:2x"]
+    (first, _) = of_kind(bench.pipelines["upscaler:2x"].prepared, ImageRequest)
+    assert (first.prompt, first.safety, first.width) == ("", None, 128)
+
+
+def test_all_three_passes_are_counted() -> None:
+    bench = Bench()
+    ticket = bench.submit(**TWO_PASSES, steps=10, upscale=3)
+    enlarging = -(-384 * 384 // BAND_PIXELS) + 1
+    assert ticket.calls == 10 + 5 + enlarging
+    bench.run()
+    assert (ticket.applied, ticket.calls) == (10 + 5 + enlarging,) * 2
+
+
+def test_denoising_goes_on_between_the_steps_of_an_upscaler() -> None:
+    bench = Bench()
+    served: list[str] = []
+
+    def note(rows: Sequence[Row]) -> None:
+        served.append(rows[0].lane.model)
+        bench.now += 1.0
+
+    bench.submit(width=1024, height=1024, steps=1, upscale=5)
+    bench.submit(steps=60)
+    bench.run(turns=3)
+    for name in ("a", "upscaler:5x"):
+        bench.pipelines[name].before_step = note
+    bench.run()
+    while served[-1] == "a":
+        served.pop()
+    runs = [(name, len(list(run))) for name, run in itertools.groupby(served)]
+    assert served.count("upscaler:5x") > 20
+    assert max(length for _, length in runs) <= 2, "each waits for a step or two of the other"
+
+
+def test_a_cancelled_upscaling_frees_its_place_at_the_next_step() -> None:
+    bench = Bench()
+    ticket = bench.submit(width=1024, height=1024, steps=1, upscale=5, samples=2)
+    bench.run(turns=6)
+    assert bench.pipelines["upscaler:5x"].inside
+    bench.engine.cancel(ticket)
+    bench.run()
+    assert isinstance(bench.error(0), Cancelled)
+    assert not bench.pipelines["upscaler:5x"].inside
+    gc.collect()
+    assert not bench.engine.carried
+
+
+def test_an_upscaler_takes_no_models_place() -> None:
+    bench = Bench(max_resident=1)
+    bench.submit(steps=30)
+    bench.run(turns=1)
+    bench.submit(upscale=2)
+    bench.run()
+    assert list(bench.results) == [1, 0]
+    assert bench.loads == ["a", "upscaler:2x"]
+    assert not bench.pipelines["a"].closed
+
+
+def test_an_upscaler_keeps_to_the_budget() -> None:
+    bench = Bench(budget=100, weigh=lambda name: 60)
+    bench.submit(upscale=2)
+    bench.run()
+    assert bench.outcome(0).pictures
+    assert bench.pipelines["a"].closed
