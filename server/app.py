@@ -213,6 +213,7 @@ def _add_routes(app: FastAPI, parts: Parts) -> None:
         auxiliaries=parts.auxiliaries,
         keys=parts.keys,
         preloads=parts.preloads,
+        inspect=parts.executor.inspect,
         shelf=parts.shelf,
         guard=parts.guard,
         inputs=parts.inputs,

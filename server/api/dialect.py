@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Protocol, cast
 
+import numpy as np
 import orjson
 from fastapi import APIRouter
 from fastapi.responses import Response
+from numpy.typing import NDArray
 
 from pipelines.complete import complete
 from pipelines.draft import Completed, Defaults, ImageDraft, SafetyRules
@@ -74,6 +76,8 @@ class Context:
     keys: KeyStore
     #: Loads models ahead.
     preloads: Preloads
+    #: ``Executor.inspect``: whether the safety checker flags a picture.
+    inspect: Callable[[NDArray[np.uint8]], Awaitable[bool]]
     #: Weights that clients bring and take away.
     shelf: Shelf
     #: Checks URLs that clients give.

@@ -7,12 +7,14 @@ import io
 import json
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from pipelines.safety import CheckerFiles
 from server.api.modelslab.uploads import middle_square
 from server.engine.executors.stub import StubExecutor
 from server.keys import Scope
@@ -20,6 +22,9 @@ from tests.pictures import red_png
 from tests.receiver import receiving
 
 Serve = Callable[..., AbstractAsyncContextManager[Any]]
+
+#: 2 x 2 pixels.
+BLACK = "iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAIAAAD91JpzAAAAC0lEQVR4nGNgQAYAAA4AAamRc7EAAAAASUVORK5CYII="
 
 pytestmark = pytest.mark.anyio
 
@@ -125,6 +130,23 @@ async def test_what_is_being_drawn_is_not_deleted(serve: Serve) -> None:
         made = (await api.text2img()).json()
         answer = await call(api, "/v3/delete_image", request_id=made["id"])
         assert (answer.status_code, answer.json()["message"]) == (400, "The request is not finished yet")
+
+
+@pytest.mark.parametrize("path", ["/v3/nsfw_image_check", "/v1/enterprise/images/nsfw_image_check"])
+async def test_a_picture_can_be_checked(serve: Serve, path: str) -> None:
+    async with serve(checker=CheckerFiles(folder=Path("sd15"))) as api:
+        body = (await call(api, path, init_image=red_png(2, 2), threshold="0.5")).json()
+        assert (sorted(body), body["has_nsfw_concept"]) == (["has_nsfw_concept", "images"], [True])
+        assert (await api.client.get(body["images"])).status_code == 200
+        other = (await call(api, path, init_image=BLACK, threshold=0.9)).json()
+        assert (other["has_nsfw_concept"], other["warning"]) == ([False], "Not applied: threshold.")
+        dead = await call(api, path, init_image="http://127.0.0.1:1/a.png")
+        assert (dead.status_code, dead.json()["message"]) == (400, "Unable to fetch image from provided URL")
+
+
+async def test_without_a_checker_nothing_can_be_checked(api: Any) -> None:
+    answer = await call(api, "/v3/nsfw_image_check", init_image=BLACK)
+    assert answer.json()["message"] == "nsfw_image_check is not available on this server"
 
 
 # Enterprise

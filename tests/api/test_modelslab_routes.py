@@ -39,7 +39,6 @@ RELOAD = ["/v6/images/model_reload", "/v4/dreambooth/model_reload", "/v3/dreambo
 UNAVAILABLE = {
     "removebg_mask": ["/v6/image_editing/removebg_mask", "/v6/image_editing/removebg"],
     "mask_creator": ["/v6/image_editing/mask_creator", "/v6/image_editing/create_mask"],
-    "nsfw_image_check": ["/v3/nsfw_image_check", "/v1/enterprise/nsfw_image_check"],
     "qwen_edit": ["/v6/image_editing/qwen_edit"],
     "controlnet": ["/v6/images/controlnet", "/v5/controlnet", "/v1/enterprise/controlnet", "/v4/dreambooth/controlnet"],
 }

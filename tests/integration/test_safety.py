@@ -13,7 +13,7 @@ import pytest
 
 from pipelines import demo
 from pipelines.base import Pixels
-from pipelines.errors import BrokenCheckpoint, Error
+from pipelines.errors import BrokenCheckpoint, CheckerMissing, Error
 from pipelines.model import ModelSpec
 from pipelines.request import ImageRequest
 from pipelines.safety import REPLACEMENTS, Checked, CheckerFiles
@@ -82,6 +82,17 @@ async def test_the_samples_of_a_request_are_judged_one_by_one(demo_folder: Path)
         await executor.start()
         both = await executor.submit(wish("sd15", "red", "black", samples=2, reproducible=True)).outcome()
     assert [one.nsfw for one in both.pictures] == [True, True]
+
+
+async def test_a_picture_from_elsewhere_can_be_judged(demo_folder: Path) -> None:
+    checker = CheckerFiles(folder=demo_folder / "sd15", demo="sd15")
+    async with executor_of(demo_folder, checker) as executor:
+        await executor.start()
+        assert [await executor.inspect(read_input(colour)) for colour in ("red", "blue")] == [True, False]
+    async with executor_of(demo_folder, None) as executor:
+        await executor.start()
+        with pytest.raises(CheckerMissing):
+            await executor.inspect(read_input("red"))
 
 
 async def test_without_a_checker_what_asks_for_it_fails_and_its_neighbours_are_drawn(demo_folder: Path) -> None:

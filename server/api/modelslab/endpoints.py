@@ -188,6 +188,13 @@ def _uploads() -> Iterator[Endpoint]:
         ("base64_to_url", "A link to an image, for 24 hours.", uploads.link, uploads.LINK_SCHEMA, links),
         ("base64_crop", "A link to an image, cropped.", uploads.crop, uploads.CROP_SCHEMA, ("/v3/base64_crop",)),
         (
+            "nsfw_image_check",
+            "Whether the safety checker flags an image.",
+            uploads.check_nsfw,
+            uploads.CHECK_SCHEMA,
+            ("/v3/nsfw_image_check", *_under(*_ENTERPRISE, name="nsfw_image_check")),
+        ),
+        (
             "upload_image",
             "A link to an image, for 24 hours.",
             uploads.upload,
@@ -281,7 +288,6 @@ def _refusals() -> Iterator[Endpoint]:
         yield Endpoint(name=name, summary="Not available.", paths=paths, handle=partial(refuse, name=name))
     others = {
         "controlnet": ("/v6/images/controlnet", "/v5/controlnet", *_under(*_COMMUNITY[1:], name="controlnet")),
-        "nsfw_image_check": ("/v3/nsfw_image_check", *_under(*_ENTERPRISE, name="nsfw_image_check")),
     }
     for name, paths in others.items():
         yield Endpoint(name=name, summary="Not available.", paths=paths, handle=partial(refuse, name=name))

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import InvalidRequest
+from server.api.modelslab.unavailable import refuse
 from server.api.modelslab.visit import Visit
 from server.errors import NotFound
-from server.inputs import BadInput, is_url
+from server.inputs import BadInput, UnfetchableInput, is_url
 from server.jobs.base import JobState
 from server.jobs.ids import new_id
 from server.storage.formats import Encoding, encode
@@ -21,10 +22,11 @@ from server.storage.names import new_name, url_path
 _LARGEST = 5 * 1024 * 1024
 _DATA = {"type": "string", "description": "PNG, JPEG or WebP as base64 or data URI, at most 5 MiB."}
 
-#: Bodies of the three ways to upload.
+#: Bodies of the ways to upload.
 LINK_SCHEMA = {"type": "object", "properties": {"init_image": _DATA, "base64_string": _DATA}}
 CROP_SCHEMA = {"type": "object", "required": ["image"], "properties": {"image": _DATA, "crop": {"type": "string"}}}
 UPLOAD_SCHEMA = {"type": "object", "required": ["base64_image"], "properties": {"base64_image": _DATA}}
+CHECK_SCHEMA = {"type": "object", "required": ["init_image"], "properties": {"init_image": {"type": "string"}}}
 #: Body of ``delete_image``.
 DELETE_SCHEMA = {"type": "object", "required": ["request_id"], "properties": {"request_id": {"type": "integer"}}}
 
@@ -69,6 +71,18 @@ async def delete(visit: Visit) -> dict[str, Any]:
     return {"status": "success", "message": "image deleted", "messege": "image deleted"}
 
 
+async def check_nsfw(visit: Visit) -> dict[str, Any]:
+    """Whether the safety checker flags a picture, and a link to it for 24 hours; no ``status``, as documented."""
+    if visit.context.catalog.checker() is None:
+        await refuse(visit, name="nsfw_image_check")
+    pixels = await _read(visit, "init_image", "image", by_url=True)
+    flagged = await visit.context.inspect(pixels)
+    answer: dict[str, Any] = {"images": await _keep(visit, pixels), "has_nsfw_concept": [flagged]}
+    # The checker's concepts have thresholds of their own.
+    given = visit.fields.number("threshold")
+    return answer if given in (None, 0.5) else answer | {"warning": "Not applied: threshold."}
+
+
 def middle_square(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The largest square in the middle of (height, width, 3)."""
     height, width = pixels.shape[:2]
@@ -77,16 +91,18 @@ def middle_square(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return pixels[top : top + side, left : left + side]
 
 
-async def _read(visit: Visit, *names: str) -> NDArray[np.uint8]:
+async def _read(visit: Visit, *names: str, by_url: bool = False) -> NDArray[np.uint8]:
     source = visit.fields.picture(*names)
     if source is None:
         raise InvalidRequest(f"{names[0]} is required", field=names[0])
-    if is_url(source):
+    if is_url(source) and not by_url:
         raise InvalidRequest(f"{names[0]} must be base64, not a URL", field=names[0])
     if len(source) * 3 // 4 > _LARGEST:
         raise InvalidRequest(f"{names[0]} is larger than {_LARGEST // 2**20} MiB", field=names[0])
     try:
         stored = await visit.context.inputs.store(source, "image")
+    except UnfetchableInput as error:
+        raise InvalidRequest(str(error), field=names[0]) from error
     except BadInput as error:
         raise InvalidRequest(f"{names[0]}: {error}", field=names[0]) from None
     return await asyncio.to_thread(visit.context.inputs.read, stored.digest)

@@ -106,5 +106,11 @@ class Executor(Protocol):
         Raises what loading raised: a ``pipelines.errors.Error``, or worse.
         """
 
+    async def inspect(self, pixels: NDArray[np.uint8]) -> bool:
+        """Whether the safety checker flags a picture, (height, width, 3) RGB, that need not be one of ours.
+
+        Raises a ``pipelines.errors.Error`` when there is no checker or it cannot look.
+        """
+
     def stats(self) -> EngineStats:
         """A snapshot; cheap, from any thread."""

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from pipelines.auxiliary import FindAuxiliary, find_nothing
 from pipelines.base import Pipeline, Pixels
+from pipelines.draft import SafetyRules
 from pipelines.errors import Error, InvalidRequest
 from pipelines.inputs import ReadInput
 from pipelines.lora_memory import MAX_BYTES, LoraMemory
@@ -23,10 +24,11 @@ from pipelines.safety import CheckerFiles
 from pipelines.shared import SharedComponents
 from pipelines.weight_file import WeightFile
 from server.engine.checker import ResidentChecker
-from server.engine.engine import Engine
+from server.engine.engine import INTERNAL, Engine
 from server.engine.executors.base import EngineStats, Outcome, Progress
 from server.engine.models import Budget
 from server.engine.tickets import Ticket
+from server.engine.wishes import Told
 from server.engine.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -158,6 +160,26 @@ class LocalExecutor:
 
     async def preload(self, model: str) -> None:
         """See ``Executor.preload``."""
+        await self._ask(lambda told: self.engine.wishes.add(model, told))
+
+    async def inspect(self, pixels: Pixels) -> bool:
+        """See ``Executor.inspect``."""
+        flags: list[bool] = []
+
+        def look() -> None:
+            # What would replace it is not shown.
+            checked = self.checker.check([pixels], [SafetyRules.type])[0]
+            if isinstance(checked, Error):
+                raise checked
+            flags.append(checked.flagged)
+
+        await self._ask(lambda told: self.engine.wishes.run(look, told))
+        return flags[0]
+
+    async def _ask(self, add: Callable[[Told], None]) -> None:
+        """Waits for a wish. Raises what it ended with."""
+        if not self._worker.alive:
+            raise Error(INTERNAL)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
 
@@ -174,7 +196,7 @@ class LocalExecutor:
                 # Raised where the event loop was closed meanwhile: nobody is left to be told.
                 loop.call_soon_threadsafe(resolve, error)
 
-        self.engine.wishes.add(model, tell)
+        add(tell)
         self.engine.wake.set()
         await future
 

@@ -128,6 +128,10 @@ class StubExecutor:
             raise self._failures.popleft()
         self._loaded.append(model)
 
+    async def inspect(self, pixels: NDArray[np.uint8]) -> bool:
+        """Flags what is red all over."""
+        return bool((pixels == (255, 0, 0)).all())
+
     def stats(self) -> EngineStats:
         now = time.monotonic()
         waiting = [one for one in self._open if not one.ended and one.began is None]

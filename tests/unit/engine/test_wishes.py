@@ -36,9 +36,22 @@ def test_a_wish_that_cannot_be_granted_is_told_why() -> None:
     assert isinstance(told[0], BrokenCheckpoint)
 
 
+def test_work_is_done_on_the_engines_turn() -> None:
+    bench = Bench()
+    done: list[int] = []
+    told: list[Exception | None] = []
+    bench.engine.wishes.run(lambda: done.append(1), told.append)
+    bench.engine.wishes.run(lambda: done.append([][0]), told.append)
+    assert done == []
+    bench.engine.turn()
+    assert done == [1]
+    assert {type(one) for one in told} == {type(None), IndexError}
+
+
 def test_wishes_end_with_the_engine() -> None:
     bench = Bench()
     told: list[Exception | None] = []
     bench.engine.wishes.add("a", told.append)
+    bench.engine.wishes.run(lambda: None, told.append)
     bench.engine.close()
-    assert isinstance(told[0], Cancelled)
+    assert [type(one) for one in told] == [Cancelled, Cancelled]
