@@ -13,7 +13,7 @@ import pytest
 
 from pipelines import demo
 from pipelines.base import Pixels
-from pipelines.errors import BrokenCheckpoint, CheckerMissing, Error
+from pipelines.errors import BrokenCheckpoint, Error
 from pipelines.model import ModelSpec
 from pipelines.request import ImageRequest
 from pipelines.safety import REPLACEMENTS, Checked, CheckerFiles
@@ -91,7 +91,7 @@ async def test_a_picture_from_elsewhere_can_be_judged(demo_folder: Path) -> None
         assert [await executor.inspect(read_input(colour)) for colour in ("red", "blue")] == [True, False]
     async with executor_of(demo_folder, None) as executor:
         await executor.start()
-        with pytest.raises(CheckerMissing):
+        with pytest.raises(BrokenCheckpoint):
             await executor.inspect(read_input("red"))
 
 
