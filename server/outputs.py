@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipelines.errors import InvalidRequest
-from server.storage.names import new_name
+from server.storage.names import MEDIA_TYPES, new_name
 
 #: Ways to name a format, and the ending of its files.
-_EXTENSIONS = {"png": "png", "jpeg": "jpg", "jpg": "jpg", "webp": "webp"}
+_EXTENSIONS = {
+    name: kind for kind, type_ in MEDIA_TYPES.items() for name in (kind, type_, type_.removeprefix("image/"))
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +29,7 @@ class Outputs:
 
 def parse_format(text: str, *, field: str) -> str:
     """The file ending of a format as clients name it. Raises ``InvalidRequest``."""
-    extension = _EXTENSIONS.get(text.strip().lower().removeprefix("image/"))
+    extension = _EXTENSIONS.get(text.strip().lower())
     if extension is None:
         raise InvalidRequest(f"{field} must be png, jpeg or webp", field=field)
     return extension

@@ -202,7 +202,8 @@ async def test_a_webhook_of_a_failure(api: Any, job: Job, changes: dict[str, Any
     }
 
 
-async def test_a_webhook_is_delivered(serve: Serve) -> None:
+@pytest.mark.parametrize(("fails", "track_id"), [(True, 9), (False, "9"), (False, 9.5)])
+async def test_a_webhook_is_delivered(serve: Serve, fails: bool, track_id: object) -> None:
     received: asyncio.Queue[bytes] = asyncio.Queue()
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -217,11 +218,17 @@ async def test_a_webhook_is_delivered(serve: Serve) -> None:
     receiver = await asyncio.start_server(answer, "127.0.0.1", 0)
     port = receiver.sockets[0].getsockname()[1]
     async with receiver, serve(allow_private_hosts=("127.0.0.1",)) as api:
-        api.executor.fail_next(OutOfMemory("No room."))
-        answered = await api.text2img(webhook=f"http://127.0.0.1:{port}/hook?secret=1", track_id=9)
+        if fails:
+            api.executor.fail_next(OutOfMemory("No room."))
+        hook = f"http://127.0.0.1:{port}/hook?secret=1&x=%2F+a"
+        answered = await api.text2img(webhook=hook, track_id=track_id)
         line, _, body = (await asyncio.wait_for(received.get(), 10)).partition(b"\n")
-        assert line == b"POST /hook?secret=1 HTTP/1.1"
-        assert json.loads(body)["track_id"] == 9
+        assert line == b"POST /hook?secret=1&x=%2F+a HTTP/1.1"
+        told = json.loads(body)
+        assert (told["status"], told["id"]) == ("failed" if fails else "success", answered.json()["id"])
+        assert (told["track_id"], type(told["track_id"])) == (track_id, type(track_id))
+        # The links work by the time that they are told.
+        assert fails or (await api.client.get(told["output"][0])).status_code == 200
         for _ in range(1000):
             fetched = (await api.fetch(answered.json()["id"])).json()
             if fetched["webhook_status"] != "pending":

@@ -100,7 +100,7 @@ async def test_temporary_pictures_have_their_own_path(api: Any) -> None:
     link = body["output"][0]
     answer = await api.client.get(link)
     assert link.startswith("http://images.test/temp/0-")
-    assert (body["meta"]["temp"], body["meta"]["file_prefix"]) == ("yes", link.rpartition("/")[2])
+    assert (body["meta"]["temp"], f"0-{body['meta']['file_prefix']}") == ("yes", link.rpartition("/")[2])
     assert (answer.status_code, size_of(answer.content)) == (200, (64, 64))
     assert "max-age=3600" in answer.headers["cache-control"]
     assert (await api.client.get(link.replace("/temp/", "/generations/"))).status_code == 404

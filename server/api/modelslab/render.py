@@ -17,7 +17,7 @@ from server.errors import BadBody, QueueFull
 from server.inputs import is_url
 from server.jobs.base import Job, JobState
 from server.service import OPAQUE
-from server.storage.names import TEMPORARY, extension, text_name, url_path
+from server.storage.names import TEMPORARY, media_type, text_name, url_path
 
 #: Our names of fields, where the wire has others.
 _WIRE_NAMES = {
@@ -29,8 +29,6 @@ _WIRE_NAMES = {
     "ip_adapter": "ip_adapter_id",
     "embeddings": "embeddings_model",
 }
-#: Kinds of files, as ``output_format`` names them.
-_FORMATS = {"png": "png", "jpg": "jpeg", "webp": "webp"}
 _PROCESSING = "Try to fetch request after seconds estimated"
 _FETCH_TIP = "Poll fetch_result with your key until status is success; add ?wait=10 to be answered when it is done."
 
@@ -206,9 +204,9 @@ def meta(job: Job) -> dict[str, Any]:
         "temp": _yes_no(job.temporary),
         "base64": _yes_no(echo.get("base64", False)),
         "full_url": _yes_no(echo.get("full_url", False)),
-        "output_format": _FORMATS[extension(job.outputs[0])],
+        "output_format": media_type(job.outputs[0]).removeprefix("image/"),
         "outdir": "out",
-        "file_prefix": job.outputs[0].removeprefix(TEMPORARY),
+        "file_prefix": job.outputs[0].removeprefix(TEMPORARY).partition("-")[2],
     }
     values |= echo.get("pictures", {})
     if request.get("image") is not None:
