@@ -171,7 +171,7 @@ async def test_verbs_have_their_documented_shapes(api: Any) -> None:
         return (await call(api, f"/v1/enterprise/{name}", **fields)).json()
 
     assert await verb("system_details") == {
-        "status": "ok", "queue_time": 0, "queue_num": 0, "model_count": 4, "loaded_models": [],
+        "status": "ok", "queue_time": 0, "queue_num": 0, "model_count": 3, "loaded_models": [],
     }  # fmt: skip
     schedulers = await verb("schedulers_list")
     assert list(schedulers) == ["schedulers"] and "UniPCMultistepScheduler" in schedulers["schedulers"]

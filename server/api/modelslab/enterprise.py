@@ -20,7 +20,7 @@ async def system_details(visit: Visit) -> dict[str, Any]:
         "status": "ok",
         "queue_time": int(stats.oldest_wait_s),
         "queue_num": counts[JobState.QUEUED],
-        "model_count": len(visit.context.catalog.models()),
+        "model_count": len(_drawing(visit)),
         "loaded_models": list(stats.loaded_models),
     }
 
@@ -53,13 +53,13 @@ async def schedulers_list(visit: Visit) -> dict[str, Any]:
 
 async def get_all_models(visit: Visit) -> dict[str, Any]:
     """All models that draw; ``load_data`` is so spelt."""
-    models = [{"model_id": one.id, "load_data": _loaded_at(one)} for one in visit.context.catalog.models()]
+    models = [{"model_id": one.id, "load_data": _loaded_at(one)} for one in _drawing(visit)]
     return {"models": models, "status": "success"}
 
 
 async def sync_models(visit: Visit) -> dict[str, Any]:
     """Counts the models; new files are found without being asked for."""
-    ids = [model.id for model in visit.context.catalog.models()]
+    ids = [model.id for model in _drawing(visit)]
     return _success(f"{len(ids)} Models synced successfully") | {"model_list": ids}
 
 
@@ -67,6 +67,11 @@ async def verify_model(visit: Visit) -> dict[str, Any]:
     """Whether a model is offered. Raises ``UnknownModel``."""
     visit.context.catalog.get(read_model_id(visit))
     return _success("Model exists on server")
+
+
+def _drawing(visit: Visit) -> list[ModelSpec]:
+    """The models of this API: those that only look at pictures are another's."""
+    return [model for model in visit.context.catalog.models() if model.tasks]
 
 
 def _success(text: str) -> dict[str, Any]:
