@@ -182,7 +182,7 @@ async def test_strict_sizes_are_refused_instead_of_rounded(serve: Serve) -> None
 
 
 async def test_unknown_paths_and_methods_answer_in_shape(api: Any) -> None:
-    for path in ("/api", "/api/v6/images/nothing", "/api/v9/x", "/api/wallet_balance", "/api/Unknown"):
+    for path in ("/api", "/api/v6/images/nothing", "/api/v9/x", "/api/wallet_balance/x", "/api/Unknown"):
         check_error(await api.client.post(path, json={"key": api.key}), 404, "Not found")
     refused = await api.client.delete(TEXT2IMG)
     check_error(refused, 405, "Method not allowed")
