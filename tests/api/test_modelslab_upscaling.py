@@ -86,3 +86,22 @@ async def test_it_is_fetched_as_what_it_is(serve: Serve) -> None:
         assert body["status"] == "processing"
         assert "/v6/image_editing/fetch/" in body["fetch_result"]
         assert (await api.fetch(body["id"], wait=5)).json()["status"] == "success"
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/v3/super_resolution", "/v1/enterprise/super_resolution", "/v1/enterprise/images/super_resolution",
+     "/v1/enterprise/super_resolution/make"],
+)  # fmt: skip
+async def test_older_paths_take_a_url_field_and_answer_one_link(api: Api, path: str) -> None:
+    fields = {"key": KEY, "url": png_uri(40, 24), "scale": "2"}
+    body = (await api.client.post(f"/api{path}", json=fields)).json()
+    assert (body["status"], body["output"]) == ("success", body["proxy_links"][0])
+    refused = await api.client.post(f"/api{path}", json={"key": KEY})
+    assert (refused.status_code, refused.json()["output"]) == (400, [])
+
+
+async def test_the_editing_path_of_old_answers_a_list(api: Api) -> None:
+    fields = {"key": KEY, "url": png_uri(40, 24)}
+    body = (await api.client.post("/api/v1/image_editing/super_resolution", json=fields)).json()
+    assert body["output"] == body["proxy_links"]

@@ -17,7 +17,7 @@ from server.api.modelslab.model_ids import MODEL_SCHEMA
 from server.api.modelslab.outpainting import OUTPAINT_SCHEMA, outpaint
 from server.api.modelslab.schemas import json_schema
 from server.api.modelslab.unavailable import refuse
-from server.api.modelslab.upscaling import SCHEMA, super_resolution
+from server.api.modelslab.upscaling import SCHEMA, super_resolution, super_resolution_v3
 from server.api.modelslab.visit import Handle
 from server.keys import Scope
 
@@ -144,6 +144,17 @@ def _upscales() -> Iterator[Endpoint]:
         summary="Makes a picture larger; answers as text2img.",
         paths=_under(*_EDITING, name="super_resolution"),
         handle=super_resolution,
+        schema=SCHEMA,
+        answer=DRAWN,
+    )
+    yield Endpoint(
+        name="super_resolution",
+        summary="Makes a picture larger; output is one link instead of a list.",
+        paths=(
+            *_under("/v3", "/v1/enterprise", _SEGMENT, name="super_resolution"),
+            *_under("/v1/enterprise/super_resolution", "/v1/enterprise/super-resolution", name="make"),
+        ),
+        handle=super_resolution_v3,
         schema=SCHEMA,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+import orjson
 from fastapi.responses import Response
 
 from pipelines.complete import choose_safety
@@ -13,6 +14,7 @@ from pipelines.finishing import choose_upscale
 from pipelines.request import Task
 from pipelines.upscalers import MAX_FACTOR, PREFIX, Upscaling
 from server.api.deps import check_webhook
+from server.api.dialect import JSONBytes
 from server.api.modelslab.coerce import Fields, as_flag
 from server.api.modelslab.drawing import EDITING, submit
 from server.api.modelslab.pictures import store_pictures
@@ -51,6 +53,15 @@ async def super_resolution(visit: Visit) -> Response:
     call = replace(call, draft=replace(call.draft, **stored))
     completed = _complete(visit, call, upscaler, _SCALE if scale is None else scale)
     return await submit(visit, call, completed, EDITING, until=until)
+
+
+async def super_resolution_v3(visit: Visit) -> Response:
+    """As ``super_resolution``; ``output`` is the link itself, as the old version and dedicated servers answer."""
+    response = await super_resolution(visit)
+    body = orjson.loads(response.body)
+    if body["status"] != "success":
+        return response
+    return JSONBytes(body | {"output": body["output"][0]})
 
 
 def _complete(visit: Visit, call: Call, upscaler: str, scale: int) -> Completed:
