@@ -163,9 +163,8 @@ class Florence2(Pipeline):
         except Error as error:
             row.result = error
             return None
-        # A picture one pixel high looks to transformers as if its channels came first.
-        images = [Image.fromarray(pixels)]
-        seen = self.processor.image_processor(images, return_tensors="pt", input_data_format="channels_last")
+        # As an image, not as an array: of one a pixel high transformers would guess that its channels come first.
+        seen = self.processor.image_processor([Image.fromarray(pixels)], return_tensors="pt")
         return seen.pixel_values, (pixels.shape[1], pixels.shape[0])
 
     def _generate(self, seen: dict[VisionRow, tuple[Tensor, Size]]) -> list[str]:
