@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from pipelines.model import ModelSpec
+from tests.served import Server
 
 # Before torch is imported. Demo networks are too small to share a forward among threads, and OpenMP's waiting threads
 # burn the cores that other processes need: a busy machine makes such tests ten times slower.
@@ -50,3 +52,18 @@ def sd15(sd15_folder: Path) -> StableDiffusion15:
 
     spec = ModelSpec(id="sd15", family="sd15", folder=sd15_folder)
     return StableDiffusion15.load(spec, Host(device=torch.device("cpu"), slots=64))
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Starts servers on data folders below ``tmp_path``; whatever still runs at the end is killed."""
+    servers: list[Server] = []
+
+    def start(name: str = "data", **environment: str) -> Server:
+        servers.append(Server(tmp_path / name, **environment))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        if server.process.poll() is None:
+            server.kill()

@@ -10,13 +10,10 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 KEY = "a-key-for-tests-0123456789"
 #: A first start makes the demo checkpoint and imports torch, on a machine that may be busy.
 START_S = 90.0
@@ -85,18 +82,3 @@ class Server:
         except subprocess.TimeoutExpired:
             self.kill()
             raise
-
-
-@pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    """Starts servers on data folders below ``tmp_path``; whatever still runs at the end is killed."""
-    servers: list[Server] = []
-
-    def start(name: str = "data", **environment: str) -> Server:
-        servers.append(Server(tmp_path / name, **environment))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        if server.process.poll() is None:
-            server.kill()
