@@ -133,6 +133,7 @@ def load_catalog(settings: Settings) -> Catalog:
         default_model=settings.default_model,
         realtime_model=settings.realtime_model,
         edit_model=settings.edit_model,
+        caption_model=settings.caption_model,
     )
 
 

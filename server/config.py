@@ -123,6 +123,8 @@ class Settings(BaseSettings):
     realtime_model: str | None = None
     #: Repaints for the editing endpoints (inpaint, outpaint, object removal); unset: one made for nothing else.
     edit_model: str | None = None
+    #: Describes pictures for ModelsLab's caption endpoint; unset: the first one that can.
+    caption_model: str | None = None
     #: Jobs that may wait, in all and per API key; beyond, submits are refused with Retry-After.
     max_queued_jobs: int = Field(default=10_000, ge=1)
     max_queued_jobs_per_key: int = Field(default=1_000, ge=1)

@@ -12,6 +12,7 @@ from typing import Self
 
 from pipelines.errors import InvalidRequest, UnknownModel
 from pipelines.model import ModelSpec
+from pipelines.registry import LOOKING
 from pipelines.request import Task
 from pipelines.safety import CheckerFiles
 from pipelines.upscalers import PREFIX
@@ -54,6 +55,7 @@ class Catalog:
         default: str | None = None,
         realtime: str | None = None,
         editor: str | None = None,
+        captioner: str | None = None,
         configured: Mapping[str, ModelFile] | None = None,
         checker: CheckerFiles | None = None,
         upscalers: Upscalers | None = None,
@@ -61,6 +63,7 @@ class Catalog:
         self._default = default
         self._realtime = realtime
         self._editor = editor
+        self._captioner = captioner
         self._upscalers = upscalers or Upscalers()
         self._files: _Files | None = None
         self._take(Offer(models=tuple(models), configured=dict(configured or {}), checker=checker))
@@ -75,6 +78,7 @@ class Catalog:
         default_model: str | None = None,
         realtime_model: str | None = None,
         edit_model: str | None = None,
+        caption_model: str | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> Self:
         """Reads ``configs/models``, ``data/models`` and ``configs/demo``, and follows what changes there.
@@ -85,10 +89,22 @@ class Catalog:
         """
         files = _Files(Places(configs=configs, data=data), families, clock)
         upscalers = Upscalers(Auxiliaries(data).find)
-        catalog = cls((), default=default_model, realtime=realtime_model, editor=edit_model, upscalers=upscalers)
+        catalog = cls(
+            (),
+            default=default_model,
+            realtime=realtime_model,
+            editor=edit_model,
+            captioner=caption_model,
+            upscalers=upscalers,
+        )
         catalog._take(files.read({}))
         catalog._files = files
-        named = {"default_model": default_model, "realtime_model": realtime_model, "edit_model": edit_model}
+        named = {
+            "default_model": default_model,
+            "realtime_model": realtime_model,
+            "edit_model": edit_model,
+            "caption_model": caption_model,
+        }
         for key, name in named.items():
             if name is not None and name.strip().lower() not in catalog._by_name:
                 raise ConfigError(f"{key} = {name!r} is no model{nearest(name, catalog._by_name)}")
@@ -134,6 +150,18 @@ class Catalog:
         if not able:
             raise InvalidRequest("There is no model that can inpaint", field="model")
         return Resolved(model=min(able, key=lambda model: (model.demo is not None, len(model.tasks), model.id)))
+
+    def resolve_captioner(self) -> Resolved:
+        """The model that describes pictures for a request that names none: the setting's, else any, by id.
+
+        One with weights goes before a stand-in. Raises ``InvalidRequest`` when there is none.
+        """
+        if self._captioner is not None:
+            return self.resolve(self._captioner)
+        able = [model for model in self.models() if model.family in LOOKING]
+        if not able:
+            raise InvalidRequest("There is no model that can describe pictures", field="model")
+        return Resolved(model=min(able, key=lambda model: (model.demo is not None, model.id)))
 
     def default(self) -> ModelSpec:
         """The model of ``resolve`` without a name."""

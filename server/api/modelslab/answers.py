@@ -10,7 +10,7 @@ from fastapi.responses import Response
 from pipelines.errors import InvalidRequest
 from server.api.dialect import STATUS, JSONBytes
 from server.api.modelslab import render
-from server.api.modelslab.visit import Visit
+from server.api.modelslab.visit import NAME, Visit
 from server.errors import NotFound
 from server.jobs.base import Job, JobState
 from server.storage.encoded import read_encoded
@@ -25,8 +25,8 @@ async def fetch(visit: Visit) -> Response:
     if request_id is None:
         raise InvalidRequest("request_id is required", field="request_id")
     job = await visit.context.service.get(request_id, visit.caller.id)
-    # A job without pictures is none of this API's.
-    if job is None or not job.outputs:
+    # Another API's job that left no pictures has nothing to show here.
+    if job is None or not (job.outputs or job.dialect == NAME):
         _refuse_unknown()
     patience = min(max(visit.fields.number("wait") or 0.0, 0.0), _MAX_FETCH_WAIT_S)
     if patience and not job.state.terminal:
@@ -48,7 +48,7 @@ async def answer(visit: Visit, job: Job, *, failed_status: str) -> Response:
 
 async def _inline(visit: Visit, job: Job) -> dict[str, list[str]]:
     """What replaces the links where the answer is to hold the text itself."""
-    if visit.options.base64_mode == "url" or not job.echo.get("base64"):
+    if visit.options.base64_mode == "url" or not (job.outputs and job.echo.get("base64")):
         return {}
     texts = await asyncio.gather(*(read_encoded(visit.context.images, name) for name in job.outputs))
     # What has been deleted since the job was read is left out.

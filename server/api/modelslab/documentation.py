@@ -34,7 +34,7 @@ _WARNING = {"type": "string", "description": "What was done otherwise than asked
 _MESSAGE = {"type": "string"}
 _COMMON = {"id": _ID, "output": _LINKS, "proxy_links": _LINKS, "webhook_status": _WEBHOOK, "meta": _META}
 
-_SUCCESS = {
+_SUCCESS: dict[str, Any] = {
     "type": "object",
     "required": ["status", "id", "output", "meta"],
     "properties": {
@@ -73,6 +73,16 @@ _ERROR = {
 }
 #: What the endpoints that draw answer, and fetching.
 DRAWN: Mapping[str, Any] = MappingProxyType({"oneOf": [_SUCCESS, _PROCESSING]})
+_CAPTIONED = {
+    **_SUCCESS,
+    "properties": {
+        **_SUCCESS["properties"],
+        "output": {"type": "array", "items": {"type": "string"}, "description": "The caption."},
+        "caption": {"type": "string", "description": "The same."},
+    },
+}
+#: What the endpoint that describes pictures answers.
+CAPTIONED: Mapping[str, Any] = MappingProxyType({"oneOf": [_CAPTIONED, _PROCESSING]})
 _ERRORS = {"400": "A field is missing or wrong.", "401": "No key, or an unknown one.", "429": "Too much waits."}
 
 

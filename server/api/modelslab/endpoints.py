@@ -11,7 +11,8 @@ from typing import Any
 from pipelines.request import Task
 from server.api.modelslab import account, enterprise, loading, models, uploads
 from server.api.modelslab.answers import fetch
-from server.api.modelslab.documentation import DRAWN
+from server.api.modelslab.captioning import CAPTION_SCHEMA, caption
+from server.api.modelslab.documentation import CAPTIONED, DRAWN
 from server.api.modelslab.drawing import EDITING, IMAGES, REALTIME, Style, draw
 from server.api.modelslab.model_ids import MODEL_SCHEMA
 from server.api.modelslab.outpainting import OUTPAINT_SCHEMA, outpaint
@@ -128,6 +129,15 @@ def _others() -> Iterator[Endpoint]:
         handle=outpaint,
         schema=OUTPAINT_SCHEMA,
         answer=DRAWN,
+    )
+    yield Endpoint(
+        name="caption",
+        summary="Describes an image; output is a list of one text.",
+        paths=(*_under(*_EDITING, name="caption"), *_under(*_EDITING, name="img_to_text")),
+        handle=caption,
+        schema=CAPTION_SCHEMA,
+        answer=CAPTIONED,
+        example={"key": "your_api_key", "init_image": "https://example.com/bridge.png", "length": "normal"},
     )
     yield Endpoint(
         name="model_reload",

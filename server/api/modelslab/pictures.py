@@ -33,7 +33,7 @@ class DraftInputs(TypedDict):
 async def store_pictures(inputs: Inputs, task: Task, sources: Mapping[str, str]) -> DraftInputs:
     """Stores what the task takes. Raises ``InvalidRequest``, whose field is the wire name."""
     kinds = {**NEEDED[task], **{name: kind for name, kind in OPTIONAL.items() if name in sources}}
-    stored = await asyncio.gather(*(_store(inputs, name, sources[name], kind) for name, kind in kinds.items()))
+    stored = await asyncio.gather(*(store_picture(inputs, name, sources[name], kind) for name, kind in kinds.items()))
     by_name = dict(zip(kinds, stored, strict=True))
     image, mask, prompt = (by_name.get(name) for name in ("init_image", "mask_image", "ip_adapter_image"))
     return {
@@ -44,7 +44,8 @@ async def store_pictures(inputs: Inputs, task: Task, sources: Mapping[str, str])
     }
 
 
-async def _store(inputs: Inputs, name: str, source: str, kind: Kind) -> StoredInput:
+async def store_picture(inputs: Inputs, name: str, source: str, kind: Kind) -> StoredInput:
+    """Stores one picture. Raises ``InvalidRequest``, whose field is its wire ``name``."""
     try:
         return await inputs.store(source, kind)
     except UnfetchableInput as error:

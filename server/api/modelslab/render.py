@@ -10,6 +10,7 @@ from pipelines.draft import SafetyRules
 from pipelines.errors import Error, InvalidRequest
 from pipelines.upscalers import PREFIX
 from server.api.modelslab.adapters import used_adapter
+from server.api.modelslab.captions import caption_meta, captions
 from server.api.modelslab.factors import used_upscale
 from server.api.modelslab.loras import used_loras
 from server.api.modelslab.unbuilt import used_options
@@ -47,12 +48,11 @@ def make_echo(
     style: str | None,
 ) -> dict[str, Any]:
     """What is stored beside the request so that answers can repeat it; never the key, and of pictures only URLs."""
-    shown = {name: source if is_url(source) else "base64" for name, source in pictures.items()}
     return {
         "track_id": track_id,
         "instant_response": _yes_no(instant),
         "model_note": note,
-        "pictures": shown,
+        "pictures": shown_pictures(pictures),
         "safety_type": safety_type,
         "family": family,
         "base64": base64,
@@ -62,20 +62,26 @@ def make_echo(
     }
 
 
+def shown_pictures(pictures: Mapping[str, str]) -> dict[str, str]:
+    """What ``meta`` says of the pictures that came, by wire name: their URLs, nothing longer."""
+    return {name: source if is_url(source) else "base64" for name, source in pictures.items()}
+
+
 def success(job: Job) -> dict[str, Any]:
     """A finished job. No ``request_id`` and no ``future_links``: clients would poll or download them again."""
     result = job.result or {}
-    links = output_links(job)
+    links, texts = output_links(job), captions(job)
     return {
         "status": "success",
         "generationTime": round(result.get("seconds", 0.0), 3),
         "id": job.id,
-        "output": links,
+        "output": [*links, *texts],
         "proxy_links": links,
         "nsfw_content_detected": any(result.get("nsfw", ())),
         "webhook_status": job.webhook_state.value,
         "tip": "",
         "meta": meta(job),
+        **({"caption": texts[0]} if texts else {}),
         **_track_id(job),
         **_warning(job),
     }
@@ -168,6 +174,8 @@ def output_links(job: Job) -> list[str]:
 def meta(job: Job) -> dict[str, Any]:
     """Every value that was used, under the names of both generations of the API; what was not applied says so."""
     request, echo = job.request, job.echo
+    if not job.outputs:
+        return caption_meta(job)
     # A job that waited while the server was told to check everything was checked, whatever it had asked for.
     safety = (job.result or request).get("safety")
     karras = request["sigmas"] == "karras"

@@ -92,7 +92,7 @@ def read_call(fields: Fields, options: Options, task: Task) -> Call:
     prompt = fields.text("prompt", limit=_PROMPT_LIMIT)
     if prompt is None and task is Task.TEXT2IMG:
         raise InvalidRequest("prompt is required", field="prompt")
-    pictures = {name: _read_picture(fields, name) for name in NEEDED[task]} | _read_optional(fields)
+    pictures = {name: read_picture(fields, name) for name in NEEDED[task]} | _read_optional(fields)
     width, height = fields.integer("width", "W"), fields.integer("height", "H")
     if options.strict_sizes:
         _check_side("width", width)
@@ -152,7 +152,8 @@ def _read_outputs(fields: Fields) -> Outputs:
     return Outputs(extension=extension, temporary=fields.flag("temp") or False)
 
 
-def _read_picture(fields: Fields, name: str) -> str:
+def read_picture(fields: Fields, name: str) -> str:
+    """URL, data URI or base64 of a picture that is needed. Raises ``InvalidRequest``."""
     source = fields.picture(name, *_ALIASES.get(name, ()))
     if source is None:
         raise InvalidRequest(f"{name} is required", field=name)
@@ -196,7 +197,7 @@ def _described(kind: str, description: str, **more: Any) -> dict[str, Any]:
     return {"type": kind, "description": description, **more}
 
 
-_PICTURE = "PNG, JPEG or WebP as URL, data URI or base64, at most 25 MiB, 8192 pixels a side, 16.8 million in all."
+PICTURE = "PNG, JPEG or WebP as URL, data URI or base64, at most 25 MiB, 8192 pixels a side, 16.8 million in all."
 _PROPERTIES: dict[str, Any] = {
     "key": _described("string", "API key; a header or the query may hold it instead."),
     "model_id": _described("string", "Model id or alias."),
@@ -219,7 +220,7 @@ _PROPERTIES: dict[str, Any] = {
     "vae": _described("string", "Name of a VAE in place of the model's own; an unknown one is not used."),
     "ip_adapter_id": _described("string", "Lets a picture be part of the prompt.", enum=list(IP_ADAPTERS)),
     "ip_adapter_scale": _described("number", "How much the picture counts.", default=0.6, minimum=0, maximum=1),
-    ADAPTER_IMAGE: _described("string", f"The picture for ip_adapter_id: {_PICTURE}"),
+    ADAPTER_IMAGE: _described("string", f"The picture for ip_adapter_id: {PICTURE}"),
     "enhance_prompt": _described(
         "string", "yes: general words for a better picture follow the prompt; Flux: not used."
     ),
@@ -241,13 +242,13 @@ _STRENGTH = _described("number", "Share of the noise that is added and of the st
 _MORE: dict[Task, dict[str, Any]] = {
     Task.TEXT2IMG: {},
     Task.IMG2IMG: {
-        "init_image": _described("string", f"What to start from: {_PICTURE}"),
+        "init_image": _described("string", f"What to start from: {PICTURE}"),
         "width": _described("integer", "Holds with height only; left out: the init image's, inside the limits."),
         "height": _described("integer", "Holds with width only; left out: the init image's, inside the limits."),
         "strength": _STRENGTH,
     },
     Task.INPAINT: {
-        "init_image": _described("string", f"What to repaint: {_PICTURE}"),
+        "init_image": _described("string", f"What to repaint: {PICTURE}"),
         "mask_image": _described("string", "White is repainted, black and transparent is kept; as init_image."),
         "width": _described("integer", "Pixels; left out: the init image's, inside the limits."),
         "height": _described("integer", "Pixels; left out: the init image's, inside the limits."),

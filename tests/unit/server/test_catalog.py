@@ -301,6 +301,20 @@ def test_edits_are_drawn_by_a_model_that_only_inpaints_with_weights_if_there_are
         shipped(tmp_path, editor="nothing")
 
 
+def test_pictures_are_described_by_the_model_of_the_setting_else_by_one_with_weights(tmp_path: Path) -> None:
+    assert shipped(tmp_path).resolve_captioner().model.id == "florence-2-base"
+    folder = tmp_path / "models" / "florence-2-large"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    assert shipped(tmp_path).resolve_captioner().model.id == "florence-2-large"
+    named = Catalog.load(
+        configs=ROOT / "configs", data=tmp_path, families={*BUILT, "florence2"}, caption_model="florence-2-base"
+    )
+    assert named.resolve_captioner().model.id == "florence-2-base"
+    with pytest.raises(InvalidRequest, match="no model that can describe"):
+        Catalog(()).resolve_captioner()
+
+
 def test_without_default_the_only_model_with_weights_draws(tmp_path: Path) -> None:
     add_weights(tmp_path, "sdxl-turbo")
     assert shipped(tmp_path).default().id == "sdxl-turbo"
