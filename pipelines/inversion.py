@@ -123,21 +123,21 @@ class Inversions:
 
 def _read(path: Path, name: str) -> tuple[tuple[str, ...], dict[str, Tensor]]:
     """Words and vectors of a file, float32."""
-    from safetensors.torch import load_file
-
     try:
-        WeightFile.open(path, name)
-        tensors = load_file(path)
+        file = WeightFile.open(path, name)
+        named = [key for key in file.tensors if key in _ENCODERS]
+        if not named and len(file.tensors) == 1:
+            # diffusers' layout: the tensor is called what it stands for.
+            named = list(file.tensors)
+        # Nothing else is read: whole checkpoints come to lie among embeddings, too.
+        with file.reading(name) as opened:
+            tensors = {key: opened.get_tensor(key) for key in named}
     except BrokenCheckpoint as error:
         raise InvalidRequest(
             f"Embedding {name} cannot be read: it is no sound .safetensors file", field="embeddings"
         ) from error
-    encoders = {_ENCODERS[key]: tensor for key, tensor in tensors.items() if key in _ENCODERS}
-    words = [path.stem]
-    if not encoders and len(tensors) == 1:
-        # diffusers' layout: the tensor is called what it stands for.
-        word, encoders["text_encoder"] = next(iter(tensors.items()))
-        words.append(word)
+    encoders = {_ENCODERS.get(key, "text_encoder"): tensor for key, tensor in tensors.items()}
+    words = [path.stem, *(key for key in tensors if key not in _ENCODERS)]
     if not encoders or any(tensor.dim() not in (1, 2) or not tensor.numel() for tensor in encoders.values()):
         raise InvalidRequest(f"Embedding {name} is not supported: it holds no vectors of a word", field="embeddings")
     vectors = {key: tensor.float().reshape(-1, tensor.shape[-1]) for key, tensor in sorted(encoders.items())}

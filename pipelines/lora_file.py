@@ -88,32 +88,34 @@ class LoraFile:
 
 def read_lora(path: Path, name: str) -> LoraFile:
     """Reads a file; InvalidRequest, naming the LoRA, for one that is damaged or of a kind that is not drawn."""
-    from safetensors import safe_open
-
     try:
-        keys = list(WeightFile.open(path, name).tensors)
-    except BrokenCheckpoint as error:
-        raise InvalidRequest(f"LoRA {name} cannot be read: it is no sound .safetensors file", field="loras") from error
-    for key in keys:
-        for mark, kind in _REFUSED.items():
-            if re.search(mark, key):
-                raise InvalidRequest(f"LoRA {name} is {kind}, which is not supported", field="loras")
-    with safe_open(path, "pt") as file:
-        metadata = _metadata(file.metadata() or {})
+        file = WeightFile.open(path, name)
+        _refuse(file, name)
+        metadata = _metadata(file.metadata)
         if any(value for option, value in metadata.items() if option.endswith("use_dora")):
             raise InvalidRequest(f"LoRA {name} is a DoRA, which is not supported", field="loras")
         found: dict[tuple[str, str], dict[str, Tensor]] = {}
-        for key in keys:
-            if key.startswith(_BUNDLED):
-                continue
-            component, layer, part = _place(key.removeprefix(_WRAPPER), name)
-            found.setdefault((component, layer), {})[part] = file.get_tensor(key)
+        with file.reading(name) as opened:
+            for key in file.tensors:
+                if key.startswith(_BUNDLED):
+                    continue
+                component, layer, part = _place(key.removeprefix(_WRAPPER), name)
+                found.setdefault((component, layer), {})[part] = opened.get_tensor(key)
+    except BrokenCheckpoint as error:
+        raise InvalidRequest(f"LoRA {name} cannot be read: it is no sound .safetensors file", field="loras") from error
     options = {component: _options(metadata, component) for component, _ in found}
     parts: dict[str, dict[str, LoraPair]] = {}
     for (component, layer), matrices in found.items():
         pair = _pair(layer, matrices, options[component], name)
         parts.setdefault(component, {})[layer.replace(".", "_")] = pair
-    return LoraFile(parts=parts, has_embeddings=any(key.startswith(_BUNDLED) for key in keys))
+    return LoraFile(parts=parts, has_embeddings=any(key.startswith(_BUNDLED) for key in file.tensors))
+
+
+def _refuse(file: WeightFile, name: str) -> None:
+    for key in file.tensors:
+        for mark, kind in _REFUSED.items():
+            if re.search(mark, key):
+                raise InvalidRequest(f"LoRA {name} is {kind}, which is not supported", field="loras")
 
 
 def _place(key: str, name: str) -> tuple[str, str, str]:
@@ -134,18 +136,22 @@ def _pair(layer: str, parts: Mapping[str, Tensor], options: Mapping[str, Any], n
     down, up = parts.get("down"), parts.get("up")
     if down is None or up is None:
         raise InvalidRequest(f"LoRA {name} is incomplete: {layer[:100]} has one matrix of two", field="loras")
-    rank = down.shape[0]
-    if down.dim() not in (2, 4) or rank == 0 or up.dim() not in (2, 4) or up.numel() != up.shape[0] * rank:
+    rank = down.shape[0] if down.dim() in (2, 4) and up.dim() in (2, 4) else 0
+    alpha = parts.get("alpha")
+    if rank == 0 or up.numel() != up.shape[0] * rank or (alpha is not None and alpha.numel() != 1):
         raise InvalidRequest(f"LoRA {name} is damaged: the shapes of {layer[:100]} do not match", field="loras")
-    alpha = float(parts["alpha"]) if "alpha" in parts else None
-    return LoraPair(down=down, up=up.reshape(-1, rank), scale=_scale(layer, rank, alpha, options))
+    try:
+        scale = _scale(layer, rank, None if alpha is None else float(alpha), options)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InvalidRequest(f"LoRA {name} is damaged: its configuration has no proper alpha", field="loras") from error
+    return LoraPair(down=down, up=up.reshape(-1, rank), scale=scale)
 
 
 def _metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
     """peft's configuration as diffusers saves it with the weights."""
     try:
         options = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return options if isinstance(options, dict) else {}
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+import stat
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -80,6 +82,18 @@ class WeightFile:
         """Bytes of these tensors (default all) once floating-point numbers take ``width`` bytes."""
         return sum(self.tensors[key].bytes_in(width) for key in (self.tensors if keys is None else keys))
 
+    @contextlib.contextmanager
+    def reading(self, model: str) -> Iterator[Any]:
+        """safetensors' own open file, for its tensors; BrokenCheckpoint for what that library finds wrong inside."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.path, "pt") as file:
+                yield file
+        except (SafetensorError, OSError) as error:
+            # It is stricter in corners, and the file may have become another one meanwhile.
+            raise BrokenCheckpoint(f"model {model}: {self.path.name} cannot be read") from error
+
 
 class _Unsound(Exception):
     """Continues the sentence "FILE …"."""
@@ -94,7 +108,11 @@ def refuse_pickled(name: str) -> None:
 
 
 def _read(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    size = path.stat().st_size
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        # Whoever opens a pipe waits until somebody writes to it.
+        raise _Unsound("is no file")
+    size = status.st_size
     with path.open("rb") as stream:
         header, length = _header(stream, size)
     tensors = {}
@@ -133,7 +151,7 @@ def _header(stream: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
         raise _Unsound("is cut off within its header")
     try:
         header = json.loads(stream.read(length))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _Unsound("is damaged: its header is not JSON") from error
     if not isinstance(header, dict):
         raise _Unsound("is damaged: its header is not a JSON object")
@@ -148,7 +166,7 @@ def _tensor(name: str, entry: object) -> tuple[TensorInfo, tuple[int, int]]:
             raise _Unsound(f"is damaged: its header does not describe {name[:100]}")
     if dtype not in WIDTHS:
         raise _Unsound(f"holds {name[:100]} as {dtype[:20]}, which is not read here")
-    if not all(isinstance(side, int) and side >= 0 for side in shape):
+    if not all(type(side) is int and side >= 0 for side in shape):
         raise _Unsound(f"is damaged: {name[:100]} has no proper shape")
     info = TensorInfo(dtype=dtype, shape=tuple(shape))
     if begin < 0 or stop - begin != info.elements * WIDTHS[dtype]:
