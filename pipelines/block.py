@@ -80,6 +80,8 @@ class StepBlock:
         self.any_blended = False
         self.any_lora = False
         self.any_adapter = False
+        #: The slot of LoRAs that all rows of the step have; None: several.
+        self.only_lora: int | None = None
 
     def fill(self, steps: Sequence[RowStep], *, scratch: int) -> None:
         """Writes the host side and sends it; ValueError when the rows do not fit."""
@@ -123,7 +125,9 @@ class StepBlock:
         matrices[len(steps) :] = 0.0
         self.any_norm_scaled = any(step.norm_scaled for step in steps)
         self.any_blended = any(step.blend is not None for step in steps)
-        self.any_lora = any(step.lora for step in steps)
+        loras = {step.lora for step in steps}
+        self.any_lora = any(loras)
+        self.only_lora = loras.pop() if len(loras) == 1 else None
         self.any_adapter = any(step.adapter[0] for step in steps)
         if self._device is not self._host:
             self._device.copy_(self._host, non_blocking=True)

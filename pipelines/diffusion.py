@@ -287,7 +287,7 @@ class DiffusionPipeline(Family):
         """The rows' LoRAs and pictures are in place inside."""
         with contextlib.ExitStack() as laid:
             if self.loras is not None and block.any_lora:
-                laid.enter_context(self.loras.bank.using(block.indices("entry_lora")))
+                laid.enter_context(self.loras.bank.using(block.indices("entry_lora"), only=block.only_lora))
             if self.adapters is not None and block.any_adapter:
                 scales = block.floats("entry_adapter_scale")
                 laid.enter_context(self.adapters.bank.using(block.indices("entry_adapter"), scales))

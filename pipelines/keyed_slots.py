@@ -29,11 +29,14 @@ class KeyedSlots:
         """Contents that are held."""
         return len(self._slots)
 
-    def take(self, key: Hashable, write: Callable[[int], None]) -> int:
-        """The key's slot, filled by ``write`` unless it is there; it stays until given back as often as taken."""
+    def take(self, key: Hashable, write: Callable[[int], None], *, may_grow: Callable[[], bool] = lambda: True) -> int:
+        """The key's slot, filled by ``write`` unless it is there; it stays until given back as often as taken.
+
+        ``may_grow`` says whether there is memory for more slots; they are added all the same where all are in use.
+        """
         slot = self._slots.get(key)
         if slot is None:
-            slot = self._place()
+            slot = self._place(may_grow)
             try:
                 write(slot)
             except BaseException:
@@ -52,12 +55,18 @@ class KeyedSlots:
         if not self._users[slot]:
             del self._users[slot]
 
-    def _place(self) -> int:
+    def clear(self) -> None:
+        """Forgets everything; nobody may be using any of it."""
+        self._slots.clear()
+        self._free.clear()
+        self.capacity = 1
+
+    def _place(self, may_grow: Callable[[], bool]) -> int:
         """A slot to write to: a free one, that of the content unused for longest, or one more."""
         if self._free:
             return self._free.pop()
         idle = [key for key, slot in self._slots.items() if slot not in self._users]
-        if idle and len(idle) >= self._max_idle:
+        if idle and (len(idle) >= self._max_idle or not may_grow()):
             return self._slots.pop(idle[0])
         self._free = list(range(self.capacity + self._growth - 1, self.capacity - 1, -1))
         self.capacity += self._growth

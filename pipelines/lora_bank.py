@@ -10,15 +10,16 @@ from __future__ import annotations
 import contextlib
 import weakref
 from abc import ABC, abstractmethod
-from collections import Counter, OrderedDict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from pipelines.keyed_slots import KeyedSlots
 from pipelines.lora_file import LoraPair
 from pipelines.lora_layers import Adaptable, adaptable
 from pipelines.lora_memory import LoraMemory
@@ -63,6 +64,8 @@ class _Now:
     slots: Tensor | None = None
     #: (entries,) bool.
     active: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+    #: The slot that all entries have; None: several.
+    only: int | None = None
 
 
 class _Layer(ABC):
@@ -78,6 +81,8 @@ class _Layer(ABC):
         self.down = self._empty.new_zeros(0, 0, *self.inner)
         #: (slots, rank, outputs)
         self.up = self._empty.new_zeros(0, 0, self._outputs)
+        #: Slot -> the rank of what is in it, padded.
+        self._ranks: dict[int, int] = {}
 
     @property
     def bytes(self) -> int:
@@ -99,17 +104,23 @@ class _Layer(ABC):
         """Replaces a slot; None empties it."""
         self.down[slot].zero_()
         self.up[slot].zero_()
+        self._ranks[slot] = 0
         if matrices is not None:
             down, up = matrices
+            self._ranks[slot] = padded(len(down))
             self.down[slot, : len(down)].copy_(down)
             self.up[slot, : len(down)].copy_(up.T)
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
         """The forward hook; see ``torch.nn.Module.register_forward_hook``."""
-        slots = self._now.slots
-        if slots is None or not self.down.shape[1]:
+        slots, only = self._now.slots, self._now.only
+        # A stack alone is not multiplied by the zeros that it was padded with for others' sake: the last bits of a
+        # product depend on its rank, and with them what a reproducible row draws.
+        rank = self.down.shape[1] if only is None else self._ranks.get(only, 0)
+        if slots is None or not rank:
             return None
-        change = self._change(inputs[0], self.down.index_select(0, slots), self.up.index_select(0, slots))
+        down, up = self.down[:, :rank].index_select(0, slots), self.up[:, :rank].index_select(0, slots)
+        change = self._change(inputs[0], down, up)
         active = self._now.active.view(-1, *(1,) * (output.dim() - 1))
         return torch.where(active, output + change.view_as(output), output)
 
@@ -158,11 +169,7 @@ class LoraBank:
         self._handles: list[RemovableHandle] = []
         # A network may outlive its bank, in another model.
         weakref.finalize(self, _unhook, self._handles)
-        #: Stack -> slot, those unused for longest first.
-        self._slots: OrderedDict[Hashable, int] = OrderedDict()
-        self._users: Counter[int] = Counter()
-        self._free: list[int] = []
-        self._capacity = 1
+        self._slots = KeyedSlots(growth=GROWTH, max_idle=MAX_IDLE)
         self._memory = memory
         memory.add(self)
 
@@ -174,7 +181,7 @@ class LoraBank:
     @property
     def users(self) -> int:
         """How often slots have been taken and not given back."""
-        return self._users.total()
+        return self._slots.users
 
     def __len__(self) -> int:
         """Stacks that are held."""
@@ -183,33 +190,33 @@ class LoraBank:
     @torch.inference_mode()
     def take(self, stack: LoraStack) -> int:
         """The stack's slot, written unless it is there; it stays until it has been given back as often as taken."""
-        slot = self._slots.get(stack.key)
-        if slot is None:
-            slot = self._place()
-            try:
-                self._write(slot, stack)
-            except BaseException:
-                self._free.append(slot)
-                raise
-            self._slots[stack.key] = slot
-        self._slots.move_to_end(stack.key)
-        self._users[slot] += 1
-        return slot
+        try:
+            return self._slots.take(stack.key, partial(self._write, stack=stack), may_grow=self._may_grow)
+        except BaseException:
+            self._let_go()
+            raise
 
     def give(self, slot: int) -> None:
         """The counterpart of ``take``; 0 is nobody's."""
-        if not slot:
-            return
-        self._users[slot] -= 1
-        if not self._users[slot]:
-            del self._users[slot]
-        if not self._users and not self._memory.has_room(0, self):
+        self._slots.give(slot)
+        if slot:
+            self._let_go()
+
+    def _may_grow(self) -> bool:
+        return self._memory.has_room(self.bytes * GROWTH // self._slots.capacity, self)
+
+    def _let_go(self) -> None:
+        """Keeps nothing that nobody uses where there is no room for it."""
+        if not self._slots.users and not self._memory.has_room(0, self):
             self.clear()
 
     @contextlib.contextmanager
-    def using(self, slots: Tensor | None) -> Iterator[None]:
-        """Forwards inside have these slots, (entries,) int32; None: no entry has a LoRA."""
-        self._now.slots = slots
+    def using(self, slots: Tensor | None, *, only: int | None = None) -> Iterator[None]:
+        """Forwards inside have these slots, (entries,) int32; None: no entry has a LoRA.
+
+        ``only``: the slot that all of them are, where it is one.
+        """
+        self._now.slots, self._now.only = slots, only
         if slots is not None:
             self._now.active = slots > 0
         try:
@@ -217,28 +224,13 @@ class LoraBank:
         finally:
             self._now.slots = None
 
-    def _place(self) -> int:
-        """A slot to write to: a free one, one more, or that of the stack unused for longest."""
-        if self._free:
-            return self._free.pop()
-        idle = [key for key, slot in self._slots.items() if slot not in self._users]
-        more = self.bytes * GROWTH // self._capacity
-        if idle and (len(idle) >= MAX_IDLE or not self._memory.has_room(more, self)):
-            return self._slots.pop(idle[0])
-        capacity = self._capacity + GROWTH
-        for layer in self._adapted.values():
-            layer.reserve(capacity, 0)
-        self._free = list(range(capacity - 1, self._capacity - 1, -1))
-        self._capacity = capacity
-        return self._free.pop()
-
     def _write(self, slot: int, stack: LoraStack) -> None:
         touched = {name for part, _ in stack.parts for name in part}
         for name in touched - self._adapted.keys():
             self._adapt(name)
         for name, layer in self._adapted.items():
             matrices = stack.matrices(name)
-            layer.reserve(self._capacity, 0 if matrices is None else padded(len(matrices[0])))
+            layer.reserve(self._slots.capacity, 0 if matrices is None else padded(len(matrices[0])))
             layer.write(slot, matrices)
 
     def _adapt(self, name: str) -> None:
@@ -246,7 +238,7 @@ class LoraBank:
         kind = _Convolution if isinstance(layer, nn.Conv2d) else _Linear
         adapted = kind(layer, self._now, self.device)  # type: ignore[arg-type]
         # Of rank 0, which takes no memory: forwards stay possible when there is none for the matrices.
-        adapted.reserve(self._capacity, 0)
+        adapted.reserve(self._slots.capacity, 0)
         self._handles.append(layer.register_forward_hook(adapted))
         self._adapted[name] = adapted
 
@@ -255,8 +247,6 @@ class LoraBank:
         _unhook(self._handles)
         self._adapted.clear()
         self._slots.clear()
-        self._free.clear()
-        self._capacity = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,7 +268,8 @@ def laid_over(overlays: Sequence[Overlay | None]) -> Iterator[None]:
     try:
         for one in overlays:
             slots.append(0 if one is None else bank.take(one.stack))
-        with bank.using(torch.tensor(slots, dtype=torch.int32, device=bank.device)):
+        only = slots[0] if len(set(slots)) == 1 else None
+        with bank.using(torch.tensor(slots, dtype=torch.int32, device=bank.device), only=only):
             yield
     finally:
         for slot in slots:

@@ -15,6 +15,8 @@ from tests.equality.stock import difference, draw
 
 #: Which layers a file changes; in all families some attention has this one.
 LAYER = ".to_q"
+#: Family -> its folder of LoRAs.
+NAMES = {"StableDiffusion15": "sd15", "StableDiffusionXL": "sdxl", "Flux": "flux"}
 STACKS: tuple[tuple[tuple[str, float], ...], ...] = (
     (),
     (("small", 1.0),),
@@ -52,7 +54,7 @@ def files(pipeline: Any, folder: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    name = {"StableDiffusion15": "sd15", "StableDiffusionXL": "sdxl", "Flux": "flux"}[type(pipeline).__name__]
+    name = NAMES[type(pipeline).__name__]
     (folder / name).mkdir()
     prefix = "transformer" if name == "flux" else "unet"
     source = torch.Generator().manual_seed(4)
@@ -63,6 +65,22 @@ def files(pipeline: Any, folder: Path) -> None:
                 tensors[f"{prefix}.{layer}.lora_A.weight"] = torch.randn(rank, module.in_features, generator=source)
                 tensors[f"{prefix}.{layer}.lora_B.weight"] = torch.randn(module.out_features, rank, generator=source)
         save_file(tensors, folder / name / f"{file}.safetensors")
+
+
+@pytest.fixture(scope="module")
+def everywhere(pipeline: Any, files: None, folder: Path) -> None:
+    """``thin`` and ``wide`` change every linear layer."""
+    import torch
+    from safetensors.torch import save_file
+
+    source = torch.Generator().manual_seed(4)
+    for file, rank in (("thin", 8), ("wide", 100)):
+        tensors = {}
+        for layer, module in pipeline.network.named_modules():
+            if isinstance(module, torch.nn.Linear):
+                tensors[f"{layer}.lora_A.weight"] = 0.1 * torch.randn(rank, module.in_features, generator=source)
+                tensors[f"{layer}.lora_B.weight"] = 0.1 * torch.randn(module.out_features, rank, generator=source)
+        save_file(tensors, folder / NAMES[type(pipeline).__name__] / f"{file}.safetensors")
 
 
 def wish(number: int, **changes: Any) -> ImageRequest:
@@ -107,3 +125,23 @@ def test_an_unknown_lora_fails_its_request_alone(pipeline: Any) -> None:
     refused, rows = pipeline.prepare([wish(1, loras=(("nothing", 1.0),)), wish(2)])
     assert isinstance(refused, InvalidRequest) and str(refused) == "LoRA not found: nothing"
     assert len(rows) == 1
+
+
+def test_a_reproducible_row_is_the_same_to_the_bit_whatever_was_laid_over_its_model_before(
+    pipeline: Any, everywhere: None
+) -> None:
+    request = wish(1, loras=(("thin", 1.0),), reproducible=True)
+    before = last_latents(pipeline, request)
+    # Its rank is what all slots are padded to from now on.
+    draw(pipeline, [wish(2, loras=(("wide", 1.0),))])
+    assert (last_latents(pipeline, request) == before).all()
+
+
+def last_latents(pipeline: Any, request: ImageRequest) -> Any:
+    [[row]] = pipeline.prepare([request])
+    pipeline.enter(row)
+    while row.remaining:
+        pipeline.step([row])
+    latents = pipeline.pools[row.lane].latents[row.slot, 0].clone()
+    pipeline.leave(row)
+    return latents

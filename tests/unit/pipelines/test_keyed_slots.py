@@ -52,3 +52,23 @@ def test_slot_0_is_nobodys() -> None:
     kept = slots()
     kept.give(0)
     assert kept.users == 0
+
+
+def test_where_nothing_may_grow_what_is_unused_makes_room_and_what_is_used_does_not() -> None:
+    kept, written = slots(max_idle=9), list[int]()
+
+    def take(key: str) -> int:
+        return kept.take(key, written.append, may_grow=lambda: False)
+
+    held = [take("a"), take("b")]
+    assert kept.capacity == 3
+    kept.give(held[0])
+    assert take("c") == held[0]
+    assert (take("d"), kept.capacity) == (3, 5)
+
+
+def test_cleared_slots_begin_anew() -> None:
+    kept = slots()
+    kept.give(kept.take("a", lambda slot: None))
+    kept.clear()
+    assert (len(kept), kept.capacity, kept.take("b", lambda slot: None)) == (0, 1, 1)
