@@ -38,6 +38,11 @@ class ImageEncoder:
         checkpoint = Checkpoint("image encoder", folder.parent, dtype=dtype, device=device, shared=shared)
         return cls(checkpoint.load_module(folder.name, CLIPVisionModelWithProjection))
 
+    def width(self, *, places: bool) -> int:
+        """Of what ``read`` gives."""
+        config = self.model.config
+        return int(config.hidden_size if places else config.projection_dim)
+
     @torch.inference_mode()
     def read(self, picture: Pixels | None, *, places: bool) -> Tensor:
         """The whole picture's embedding (width,), or the states of its ``places``, (places, width).

@@ -49,6 +49,8 @@ class IpAdapter:
     projection: nn.Module
     #: It reads the states of a picture's places, not the whole picture's embedding.
     reads_places: bool
+    #: Width of what it reads.
+    inputs: int
     #: (keys and values of all layers, width of texts): a layer's keys, its values, then the next layer's.
     matrix: Tensor
 
@@ -82,29 +84,28 @@ def read_ip_adapter(
 
     Raises InvalidRequest, naming the adapter, for a file that is damaged, of another kind or for other denoisers.
     """
-    from safetensors import safe_open
-
     try:
-        infos = WeightFile.open(path, name).tensors
+        file = WeightFile.open(path, name)
+        keys = _layer_keys(file.tensors, layers)
+        if keys is None:
+            raise _refusal(name, f"is not for {model}: its layers have other sizes")
+        width = layers[0][1]
+        matrix = torch.empty(sum(2 * outputs for outputs, _ in layers), width, dtype=dtype, device=device)
+        with file.reading(name) as opened:
+            start = 0
+            for one in keys:
+                tensor = opened.get_tensor(one)
+                matrix[start : start + len(tensor)].copy_(tensor)
+                start += len(tensor)
+            tensors = {
+                one.removeprefix(_PROJECTION): opened.get_tensor(one).to(device, dtype)
+                for one in file.tensors
+                if one.startswith(_PROJECTION)
+            }
     except BrokenCheckpoint as error:
         raise _refusal(name, "cannot be read: it is no sound .safetensors file") from error
-    keys = _layer_keys(infos, layers)
-    if keys is None:
-        raise _refusal(name, f"is not for {model}: its layers have other sizes")
-    matrix = torch.empty(sum(2 * outputs for outputs, _ in layers), layers[0][1], dtype=dtype, device=device)
-    with safe_open(path, "pt") as file:
-        start = 0
-        for one in keys:
-            tensor = file.get_tensor(one)
-            matrix[start : start + len(tensor)].copy_(tensor)
-            start += len(tensor)
-        tensors = {
-            one.removeprefix(_PROJECTION): file.get_tensor(one).to(device, dtype)
-            for one in infos
-            if one.startswith(_PROJECTION)
-        }
-    projection, reads_places = _projection(tensors, name)
-    return IpAdapter(key=key, projection=projection, reads_places=reads_places, matrix=matrix)
+    projection, reads_places, inputs = _projection(tensors, name, width)
+    return IpAdapter(key=key, projection=projection, reads_places=reads_places, inputs=inputs, matrix=matrix)
 
 
 def _layer_keys(infos: Mapping[str, TensorInfo], layers: Sequence[tuple[int, int]]) -> list[str] | None:
@@ -118,8 +119,8 @@ def _layer_keys(infos: Mapping[str, TensorInfo], layers: Sequence[tuple[int, int
     return list(shapes) if shapes and found == shapes else None
 
 
-def _projection(tensors: Mapping[str, Tensor], name: str) -> tuple[nn.Module, bool]:
-    """The module, and whether it reads places."""
+def _projection(tensors: Mapping[str, Tensor], name: str, width: int) -> tuple[nn.Module, bool, int]:
+    """The module, which makes tokens of this width; whether it reads places, and the width of what it reads."""
     plus = "latents" in tensors
     if not plus and "proj.weight" not in tensors:
         raise _refusal(name, "is of a kind that is not supported")
@@ -127,12 +128,16 @@ def _projection(tensors: Mapping[str, Tensor], name: str) -> tuple[nn.Module, bo
         with torch.device("meta"):
             module, tokens = (_plus if plus else _plain)(tensors)
         module.load_state_dict(_plus_names(tensors) if plus else _plain_names(tensors), assign=True)
-    except (KeyError, IndexError, RuntimeError, ZeroDivisionError) as error:
+        inputs = tensors["proj_in.weight" if plus else "proj.weight"].shape[1]
+        made = len(tensors["proj_out.weight" if plus else "norm.weight"])
+    except (KeyError, IndexError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
         # torch's own words are of diffusers' names; the cause says more in a log.
         raise _refusal(name, "is damaged: its image_proj is not complete") from error
+    if made != width:
+        raise _refusal(name, f"is damaged: its image_proj makes tokens of {made} numbers, not {width}")
     if not tokens or TOKENS % tokens:
         raise _refusal(name, f"is not supported: it makes {tokens} tokens of a picture")
-    return module.eval().requires_grad_(False), plus
+    return module.eval().requires_grad_(False), plus, inputs
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> tuple[Any, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,8 @@ class ImagePrompt:
     """A picture as part of a row's prompt."""
 
     adapter: IpAdapter
+    #: Tells the encoder's contents from all others.
+    encoder: Hashable
     #: The picture's content hash.
     image: str
     #: What the encoder made of it, and of no picture; the latter for rows with guidance only.
@@ -64,7 +66,8 @@ class IpAdapters:
         # A denoiser that several models share has one bank: its attentions must not be replaced twice.
         self.bank = make() if shared is None else shared.get(("ip_adapters", id(network)), make)
         self._adapters: BytesLru[IpAdapter] = BytesLru(ADAPTER_BYTES, lambda adapter: adapter.bytes)
-        self._encoders: dict[str, ImageEncoder] = {}
+        #: By name: what its files were when it was read, and the encoder.
+        self._encoders: dict[str, tuple[Hashable, ImageEncoder]] = {}
         self._features: BytesLru[Tensor] = BytesLru(FEATURE_BYTES, lambda tensor: tensor.nbytes)
 
     def prompt(self, request: ImageRequest, *, guided: bool) -> ImagePrompt | None:
@@ -79,10 +82,16 @@ class IpAdapters:
         adapter = self._adapter(name, request.model)
         if not request.ip_adapter_scale:
             return None
-        encoder = self._encoder(name, facts.encoder)
+        seen, encoder = self._encoder(name, facts.encoder)
+        if adapter.inputs != (has := encoder.width(places=adapter.reads_places)):
+            raise InvalidRequest(
+                f"IP-Adapter {name} is not for the image encoder {facts.encoder} that is here: "
+                f"it reads {adapter.inputs} numbers, not {has}",
+                field="ip_adapter",
+            )
 
         def features(digest: str | None) -> Tensor:
-            key = facts.encoder, adapter.reads_places, digest
+            key = seen, adapter.reads_places, digest
             found = self._features.get(key)
             if found is None:
                 with self._placement.using(Part.ENCODERS):
@@ -91,17 +100,17 @@ class IpAdapters:
                 self._features.put(key, found)
             return found
 
-        return ImagePrompt(
-            adapter=adapter, image=image, positive=features(image), negative=features(None) if guided else None
-        )
+        negative = features(None) if guided else None
+        return ImagePrompt(adapter=adapter, encoder=seen, image=image, positive=features(image), negative=negative)
 
     def take(self, prompt: ImagePrompt) -> tuple[int, int]:
         """Slots of the positive and the negative side, 0 where there is none; see ``IpAdapterBank.take``."""
-        positive = self.bank.take((prompt.adapter.key, prompt.image), _made(prompt.adapter, prompt.positive))
+        key = prompt.adapter.key, prompt.encoder
+        positive = self.bank.take((*key, prompt.image), _made(prompt.adapter, prompt.positive))
         if prompt.negative is None:
             return positive, 0
         try:
-            return positive, self.bank.take((prompt.adapter.key, None), _made(prompt.adapter, prompt.negative))
+            return positive, self.bank.take((*key, None), _made(prompt.adapter, prompt.negative))
         except BaseException:
             self.bank.give(positive)
             raise
@@ -130,19 +139,23 @@ class IpAdapters:
             self._adapters.put(key, found)
         return found
 
-    def _encoder(self, adapter: str, name: str) -> ImageEncoder:
+    def _encoder(self, adapter: str, name: str) -> tuple[Hashable, ImageEncoder]:
+        """And what tells its contents from all others."""
+        folder = self._find(AuxiliaryKind.IMAGE_ENCODER, name)
+        if folder is None:
+            raise InvalidRequest(
+                f"IP-Adapter {adapter} cannot be used: its image encoder {name} is not here", field="ip_adapter"
+            )
+        seen = identity(sorted(one for one in folder.glob("[!.]*") if one.is_file()))
         found = self._encoders.get(name)
-        if found is None:
-            folder = self._find(AuxiliaryKind.IMAGE_ENCODER, name)
-            if folder is None:
-                raise InvalidRequest(
-                    f"IP-Adapter {adapter} cannot be used: its image encoder {name} is not here", field="ip_adapter"
-                )
-            found = ImageEncoder.load(
+        if found is None or found[0] != seen:
+            # The old one's memory is needed for the new one.
+            self._encoders.pop(name, None)
+            encoder = ImageEncoder.load(
                 folder, dtype=self._dtype, device=self._placement.loading_device, shared=self._shared
             )
-            self._placement.add(Part.ENCODERS, found.model)
-            self._encoders[name] = found
+            self._placement.add(Part.ENCODERS, encoder.model)
+            found = self._encoders[name] = seen, encoder
         return found
 
 

@@ -160,7 +160,7 @@ def test_models_that_share_a_denoiser_share_its_bank_and_their_encoder(unet: Any
     one, other = adapters(unet, data, shared), adapters(unet, data, shared)
     assert one.bank is other.bank
     assert take(one, PLAIN) == take(other, PLAIN)
-    assert one._encoders["vit-h"].model is other._encoders["vit-h"].model
+    assert one._encoders["vit-h"][1].model is other._encoders["vit-h"][1].model
 
 
 def test_a_denoiser_outlives_its_bank_with_its_own_attention(unet: Any, data: Path) -> None:
@@ -190,6 +190,9 @@ def test_a_bank_keeps_no_dropped_denoiser(data: Path) -> None:
 
 
 # What is refused
+
+
+INCOMPLETE = "is damaged: its image_proj is not complete"
 
 
 def refusal(network: Any, folder: Path, name: str = PLAIN) -> str:
@@ -236,14 +239,27 @@ def test_what_is_not_here_is_named(unet: Any, mine: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "change", "expected"),
     [
-        (PLAIN, lambda t: t.pop("image_proj.norm.weight"), "is damaged: its image_proj is not complete"),
+        (PLAIN, lambda t: t.pop("image_proj.norm.weight"), INCOMPLETE),
         (PLAIN, lambda t: t.pop("image_proj.proj.weight"), "is of a kind that is not supported"),
-        (PLUS, lambda t: t.pop("image_proj.proj_in.bias"), "is damaged: its image_proj is not complete"),
-        (PLUS, lambda t: t.update({"image_proj.x": torch.zeros(1)}), "is damaged: its image_proj is not complete"),
+        (PLUS, lambda t: t.pop("image_proj.proj_in.bias"), INCOMPLETE),
+        (PLUS, lambda t: t.update({"image_proj.x": torch.zeros(1)}), INCOMPLETE),
         (
             PLUS,
             lambda t: t.update({"image_proj.latents": torch.zeros(1, 5, 32)}),
             "is not supported: it makes 5 tokens of a picture",
+        ),
+        (PLAIN, lambda t: t.update({"image_proj.proj.weight": torch.zeros(5)}), INCOMPLETE),
+        (PLAIN, lambda t: t.update({"image_proj.norm.weight": torch.tensor(1.0)}), INCOMPLETE),
+        (PLUS, lambda t: t.update({"image_proj.latents": torch.zeros(4, 8)}), INCOMPLETE),
+        (
+            PLAIN,
+            lambda t: t.update({f"image_proj.norm.{part}": torch.ones(16) for part in ("weight", "bias")}),
+            "is damaged: its image_proj makes tokens of 16 numbers, not 32",
+        ),
+        (
+            PLAIN,
+            lambda t: t.update({"image_proj.proj.weight": torch.zeros(128, 7)}),
+            "is not for the image encoder vit-h that is here: it reads 7 numbers, not 24",
         ),
     ],
 )
@@ -273,3 +289,15 @@ def test_demo_models_find_stand_ins_and_nothing_else_of_their_kind(data: Path, t
     assert find(AuxiliaryKind.IMAGE_ENCODER, "vit-g") == data / "image_encoders" / "vit-g"
     assert find(AuxiliaryKind.IP_ADAPTER, "other") is None
     assert find(AuxiliaryKind.LORA, "any") == tmp_path and asked == [AuxiliaryKind.LORA]
+
+
+def test_an_encoder_that_has_become_another_reads_pictures_anew(unet: Any, mine: Path) -> None:
+    ours = adapters(unet, mine)
+    slot = take(ours, PLAIN, guided=False)
+    assert take(ours, PLAIN, guided=False) == slot
+    file = mine / "image_encoders" / "vit-h" / "model.safetensors"
+    save_file({name: tensor * 1.5 for name, tensor in load_file(file).items()}, file, {"format": "pt"})
+    other = take(ours, PLAIN, guided=False)
+    assert other != slot
+    values = ours.bank._values
+    assert not torch.equal(values[slot[0]], values[other[0]])
