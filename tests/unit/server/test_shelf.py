@@ -38,14 +38,19 @@ async def offering(body: bytes, gate: asyncio.Event | None = None) -> AsyncItera
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         ended.clear()
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(f"HTTP/1.1 200 OK\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body[: len(body) // 2])
-        await opened.wait()
-        writer.write(body[len(body) // 2 :])
-        writer.close()
-        with suppress(OSError):
-            await writer.wait_closed()
-        ended.set()
+        # Who asked may be gone at any moment, also before it has asked.
+        try:
+            with suppress(OSError, asyncio.IncompleteReadError):
+                await reader.readuntil(b"\r\n\r\n")
+                half = len(body) // 2
+                writer.write(f"HTTP/1.1 200 OK\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body[:half])
+                await opened.wait()
+                writer.write(body[half:])
+                writer.close()
+                await writer.wait_closed()
+        finally:
+            writer.close()
+            ended.set()
 
     opened = gate or asyncio.Event()
     ended = asyncio.Event()
@@ -165,8 +170,10 @@ async def test_closing_leaves_nothing_half_done(tmp_path: Path) -> None:
     await bench.shelf.start()
     async with offering(weights(), asyncio.Event()) as url:
         bench.shelf.add(Addition(name="toon", url=url, kind=AuxiliaryKind.LORA))
-        await asyncio.sleep(0.05)
-        await bench.shelf.close()
+        async with asyncio.timeout(10):
+            while not bench.files():
+                await asyncio.sleep(0.01)
+            await bench.shelf.close()
     assert bench.files() == []
 
 
