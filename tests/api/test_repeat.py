@@ -15,6 +15,7 @@ import numpy as np
 import orjson
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from pipelines.draft import ImageDraft
 from pipelines.request import ImageRequest
@@ -133,6 +134,17 @@ async def test_inputs_that_are_gone_or_of_others_are_said_to_be_gone(api: Any) -
         }
 
 
+async def test_a_vae_is_used_again_as_long_as_it_is_there(api: Any) -> None:
+    file = api.parts.settings.data / "vaes" / "soft.safetensors"
+    save_file({"decoder.conv_in.weight": np.zeros(4, np.float32)}, file)
+    record = (await read(api, (await api.text2img(vae="soft")).json()["output"][0]))["latentd"]
+    job = await finish(api, await repeat(api, record))
+    assert (job["request"]["vae"], job["warnings"]) == ("soft", [])
+    file.unlink()
+    job = await finish(api, await repeat(api, record))
+    assert job["warnings"] == ["VAE not found: soft: the model's own was used.", "Not as recorded: vae."]
+
+
 async def test_what_this_server_draws_otherwise_is_named(api: Any) -> None:
     request = replace(
         ImageRequest(model="sd15", prompt="x", width=70, height=64, steps=500, guidance=5, seed=1), safety="blur"
@@ -153,6 +165,14 @@ async def test_what_this_server_draws_otherwise_is_named(api: Any) -> None:
         ({"spacing": "wide"}, "request must have a spacing of leading, trailing, linspace"),
         ({"prompt": "x" * 10_001}, "request must have prompts of at most 10000 characters"),
         ({"loras": [["a", 1]] * 17}, "request must have at most 16 LoRAs"),
+        ({"embeddings": ["a"] * 17}, "request must have at most 16 embeddings"),
+        ({"embeddings": ["a" * 1_001]}, "request must have names of at most 1000 characters"),
+        ({"guidance": "nan"}, "request must have finite numbers"),
+        ({"loras": [["a", "inf"]]}, "request must have finite numbers"),
+        # What another request's second pass starts from goes by such a name.
+        ({"image": "0.1.0"}, "request must have images named by their digests"),
+        ({"mask": ""}, "request must have images named by their digests"),
+        ({"ip_adapter_image": "../x"}, "request must have images named by their digests"),
         ({"model": "nothing"}, "Model not found: nothing"),
     ],
 )

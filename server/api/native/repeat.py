@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from math import isfinite
 from typing import Any
 
 import orjson
 from fastapi import Request
 from pydantic import TypeAdapter, ValidationError
 
-from pipelines.complete import complete
 from pipelines.draft import Completed, Defaults, ImageDraft
 from pipelines.errors import InvalidRequest
 from pipelines.request import ImageRequest
@@ -37,6 +37,7 @@ _DECIDED = ("safety", "highres")
 _PROMPT_LIMIT = 10_000
 _NAME_LIMIT = 1_000
 _MAX_LORAS = 16
+_MAX_EMBEDDINGS = 16
 _SEEDS = 2**63
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -69,7 +70,7 @@ async def repeat(context: Context, caller: ApiKey, request: Request) -> Job:
     stored = await _find_inputs(context, caller, call)
     found = context.catalog.resolve(call.request.model)
     draft = _draft(call.request, stored.get(call.request.image or ""))
-    completed = complete(draft, found.model, Defaults(), safety=context.safety_rules())
+    completed = context.complete(draft, found.model, Defaults())
     warnings = (*found.warnings, *completed.warnings, *_differences(call.request, completed))
     return await context.service.submit(
         replace(completed, warnings=warnings),
@@ -103,12 +104,19 @@ def _read_request(values: Mapping[str, object]) -> ImageRequest:
         request = _REQUEST.validate_python(values)
     except ValidationError as error:
         raise InvalidRequest(describe(error, where="request"), field="request") from None
-    names = (request.scheduler, request.algorithm_type, request.vae, *(name for name, _ in request.loras))
+    loras = [name for name, _ in request.loras]
+    names = (request.scheduler, request.algorithm_type, request.vae, *loras, *request.embeddings)
+    inputs = (request.image, request.mask, request.ip_adapter_image)
+    numbers = [value for value in vars(request).values() if isinstance(value, float)]
     limits = {
+        # The engine knows pictures by other names, too: those that other requests are drawing from.
+        "images named by their digests": all(name is None or _DIGEST.fullmatch(name) for name in inputs),
+        "finite numbers": all(isfinite(value) for value in (*numbers, *(strength for _, strength in request.loras))),
         f"prompts of at most {_PROMPT_LIMIT} characters": max(len(request.prompt), len(request.negative_prompt or ""))
         <= _PROMPT_LIMIT,
         f"names of at most {_NAME_LIMIT} characters": all(len(name or "") <= _NAME_LIMIT for name in names),
         f"at most {_MAX_LORAS} LoRAs": len(request.loras) <= _MAX_LORAS,
+        f"at most {_MAX_EMBEDDINGS} embeddings": len(request.embeddings) <= _MAX_EMBEDDINGS,
         "a seed from 0 to 2^63 - 1": 0 <= request.seed < _SEEDS,
         f"a spacing of {', '.join(SPACINGS)}": request.spacing in (None, *SPACINGS),
     }
