@@ -12,7 +12,6 @@ from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote_to_bytes
 
 import numpy as np
 import pybase64
@@ -23,6 +22,7 @@ from pipelines.errors import Error, InvalidRequest
 from server.decoder import Decoder
 from server.errors import BodyTooLarge, RefusedAddress, Unavailable
 from server.net import Guard
+from server.percent import percent_decoded
 from server.pixels import Kind, Refused
 from server.storage.disk import make_folder, write_file
 from server.storage.png import encode_png
@@ -178,7 +178,7 @@ class Inputs:
             if not comma:
                 raise BadInput("The data URI holds no data.")
             # Some clients escape + and = as if they built a query.
-            raw = unquote_to_bytes(body)
+            raw = percent_decoded(body)
             if not head.rstrip().lower().endswith(b";base64"):
                 return raw
         packed = raw.translate(_ALPHABET, _NOT_DATA)

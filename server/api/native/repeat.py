@@ -8,7 +8,6 @@ from dataclasses import dataclass, fields, replace
 from math import isfinite
 from typing import Any
 
-import orjson
 from fastapi import Request
 from pydantic import TypeAdapter, ValidationError
 
@@ -16,10 +15,10 @@ from pipelines.draft import Completed, Defaults, ImageDraft
 from pipelines.errors import InvalidRequest
 from pipelines.request import ImageRequest
 from schedulers.registry import SPACINGS
+from server.api.body import parse_json
 from server.api.deps import base_url
 from server.api.dialect import Context
 from server.config import describe
-from server.errors import BadBody
 from server.inputs import InputGone, StoredInput
 from server.jobs.base import Job
 from server.keys import ApiKey
@@ -83,17 +82,15 @@ async def repeat(context: Context, caller: ApiKey, request: Request) -> Job:
 
 
 def _read(data: bytes) -> Repeat:
-    try:
-        body = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        raise BadBody("The body is not valid JSON.") from None
-    if not isinstance(body, dict) or not isinstance(body.get("request"), dict):
+    body = parse_json(data)
+    values = body.get("request")
+    if not isinstance(values, dict):
         raise InvalidRequest("request must be an object", field="request")
     name = body.get("output_format", "png")
     if not isinstance(name, str):
         raise InvalidRequest("output_format must be a string", field="output_format")
     outputs = Outputs(extension=parse_format(name, field="output_format"))
-    return Repeat(request=_read_request(body["request"]), inputs_of=body.get("inputs_of"), outputs=outputs)
+    return Repeat(request=_read_request(values), inputs_of=body.get("inputs_of"), outputs=outputs)
 
 
 def _read_request(values: Mapping[str, object]) -> ImageRequest:
