@@ -8,10 +8,13 @@ import os
 import re
 import secrets
 import shutil
+import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO, TypeVar
 
 import orjson
 
@@ -24,6 +27,8 @@ from server.errors import BodyTooLarge, QueueFull, Unavailable
 from server.net import Guard
 from server.storage.disk import make_folder, write_file
 from server.webhooks import Webhooks
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +128,7 @@ class Shelf:
             raise InvalidRequest(f"{model.id} is part of the server's configuration and is not deleted", field="model")
         others = [one for one in self._catalog.configured.values() if one.id != model.id]
         weights = _weights(folder, model)
-        if any(one.weights.base == model.id or set(_weights(folder, one)) & set(weights) for one in others):
+        if any(one.weights.base == model.id or _share(weights, _files(folder, one)) for one in others):
             raise InvalidRequest(f"Another model needs the weights of {model.id}", field="model")
         await asyncio.to_thread(_delete, file, weights)
         self._catalog.look_again()
@@ -131,12 +136,23 @@ class Shelf:
 
     def _refuse_taken(self, addition: Addition) -> None:
         folder = self._data / addition.folder
+        if addition.hub is not None and self._was_begun(addition):
+            return
         if addition.kind is not None:
             taken = find_in(folder, addition.name) is not None
         else:
             taken = self._is_offered(addition.name) or self._configured(addition.name) is not None
         if taken or _lies_in(folder, addition.name):
             raise InvalidRequest(f"{addition.name} is here already, and nothing is overwritten", field="model")
+
+    def _was_begun(self, addition: Addition) -> bool:
+        """The very same was being pulled when the server was killed: it goes on from there."""
+        model = self._configured(addition.name)
+        folder = self._data / addition.folder
+        if model is None or model.source is None or (folder / addition.name).exists():
+            return False
+        same = (model.id, model.source.hub, model.family) == (addition.name, addition.hub, addition.family)
+        return same and _find_file(folder, addition.name) is not None
 
     def _is_offered(self, name: str) -> bool:
         # By its name or another's; a stand-in may have no file of its own.
@@ -177,7 +193,7 @@ class Shelf:
         if addition.hub is None:
             return
         try:
-            await asyncio.to_thread(self._pull, addition.name)
+            await _in_background(partial(self._pull, addition.name), name=f"pull {addition.name}")
         except BaseException:
             file.unlink(missing_ok=True)
             raise
@@ -189,19 +205,19 @@ class Shelf:
             with unfinished.open("xb") as file:
 
                 async def take(part: bytes) -> None:
-                    try:
-                        await asyncio.to_thread(file.write, part)
-                    except OSError as error:
-                        raise Unavailable("The server cannot store the file") from error
+                    # An OSError would be taken for the network's.
+                    await asyncio.to_thread(_put, file.write, part)
 
                 await self._guard.download(url, take, max_bytes=max(room, 0))
-                await asyncio.to_thread(_sync, file.fileno())
+                await asyncio.to_thread(_put, _sync, file)
             if not await asyncio.to_thread(is_whole, unfinished):
                 raise InvalidRequest("What the URL gave is no whole safetensors file", field="url")
             # Unlike a rename, it replaces nothing that came meanwhile.
             os.link(unfinished, folder / name)
         except BodyTooLarge:
             raise Unavailable("The file is larger than the server has room for") from None
+        except FileExistsError:
+            raise InvalidRequest(f"{name} is here already, and nothing is overwritten", field="model") from None
         finally:
             unfinished.unlink(missing_ok=True)
 
@@ -219,10 +235,28 @@ def _weights(folder: Path, model: ModelFile) -> list[Path]:
     """What a model keeps to itself in the folder, and nothing outside of it, however its paths are written."""
     if model.weights.base is not None:
         return []
-    name = model.weights.file or model.weights.folder or model.id
+    path = _inside(folder, model.weights.file or model.weights.folder or model.id)
+    return [] if path is None else [path]
+
+
+def _files(folder: Path, model: ModelFile) -> list[Path]:
+    """Whatever a model reads in the folder."""
+    weights = model.weights
+    names = [*weights.components.values(), *weights.loras, *filter(None, (weights.file, weights.folder))]
+    if weights.base is None and weights.file is None and weights.folder is None:
+        names.append(model.id)
+    return [path for name in names if (path := _inside(folder, name)) is not None]
+
+
+def _inside(folder: Path, name: str) -> Path | None:
     path = (folder / name).resolve()
-    inside = path != folder.resolve() and path.is_relative_to(folder.resolve())
-    return [path] if inside else []
+    return path if path != folder.resolve() and path.is_relative_to(folder.resolve()) else None
+
+
+def _share(weights: Iterable[Path], files: Iterable[Path]) -> bool:
+    """To delete the one would take away of the other: files lie in folders."""
+    files = list(files)
+    return any(one.is_relative_to(other) or other.is_relative_to(one) for one in weights for other in files)
 
 
 def _delete(file: Path, weights: Iterable[Path]) -> None:
@@ -240,8 +274,44 @@ def _lies_in(folder: Path, name: str) -> bool:
     return any(path.name.lower() in names for path in folder.glob("[!.]*"))
 
 
-def _sync(descriptor: int) -> None:
-    os.fsync(descriptor)
+def _put(write: Callable[[T], object], value: T) -> None:
+    try:
+        write(value)
+    except OSError as error:
+        raise Unavailable("The server cannot store the file") from error
+
+
+def _sync(file: BinaryIO) -> None:
+    # What was written last waits in the process itself.
+    file.flush()
+    os.fsync(file.fileno())
+
+
+async def _in_background(work: Callable[[], None], *, name: str) -> None:
+    """On a thread that ends with the process: one of asyncio's own would keep a server from ending for hours."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def tell(error: BaseException | None) -> None:
+        if done.done():
+            return
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
+
+    def run() -> None:
+        failure: BaseException | None = None
+        try:
+            work()
+        except Exception as error:
+            failure = error
+        with suppress(RuntimeError):
+            # Raised where the event loop was closed meanwhile: nobody is left to be told.
+            loop.call_soon_threadsafe(tell, failure)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    await done
 
 
 def _told(name: str, message: str | None) -> dict[str, str]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import struct
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -170,16 +172,34 @@ async def test_closing_leaves_nothing_half_done(tmp_path: Path) -> None:
     await bench.shelf.start()
     async with offering(weights(), asyncio.Event()) as url:
         bench.shelf.add(Addition(name="toon", url=url, kind=AuxiliaryKind.LORA))
-        async with asyncio.timeout(10):
-            while not bench.files():
+        for _ in range(1_000):
+            if not bench.files():
                 await asyncio.sleep(0.01)
+        assert len(bench.files()) == 1
+        async with asyncio.timeout(10):
             await bench.shelf.close()
+    assert bench.files() == []
+
+
+async def test_a_full_disk_is_told_in_its_own_words(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(file: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("server.shelf._sync", fail)
+    async with offering(weights()) as url:
+        told = await bench.add(url=url, kind=AuxiliaryKind.LORA)
+    assert told["message"] == "The server cannot store the file"
     assert bench.files() == []
 
 
 async def test_a_repository_is_pulled_by_its_model_file(tmp_path: Path) -> None:
     pulled: list[str] = []
-    bench = Bench(tmp_path, pulled.append)
+
+    def pull(name: str) -> None:
+        pulled.append(name)
+        (tmp_path / "models" / name).mkdir()
+
+    bench = Bench(tmp_path, pull)
     await bench.shelf.start()
     told = await bench.add(hub="owner/repo", family="sd15")
     assert (told["status"], pulled) == ("success", ["toon"])
@@ -188,6 +208,43 @@ async def test_a_repository_is_pulled_by_its_model_file(tmp_path: Path) -> None:
     configured = bench.catalog.find_configured("toon")
     assert configured is not None and configured.source is not None
     assert (configured.family, configured.source.hub) == ("sd15", "owner/repo")
+
+
+async def test_a_pull_keeps_no_server_from_ending(tmp_path: Path) -> None:
+    began, end = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def pull(name: str) -> None:
+        # Python waits for every thread that is none of these.
+        assert threading.current_thread().daemon
+        loop.call_soon_threadsafe(began.set)
+        end.wait(30)
+
+    bench = Bench(tmp_path, pull)
+    await bench.shelf.start()
+    bench.shelf.add(Addition(name="toon", hub="owner/repo", family="sd15"))
+    async with asyncio.timeout(10):
+        await began.wait()
+        await bench.shelf.close()
+    assert bench.files() == []
+    end.set()
+
+
+async def test_a_pull_that_the_server_was_killed_in_can_be_asked_for_again(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    await bench.shelf.start()
+    (tmp_path / "models" / "toon.toml").write_text('id = "toon"\nfamily = "sd15"\nsource.hub = "owner/repo"\n')
+    for hub, family in (("owner/other", "sd15"), ("owner/repo", "sdxl")):
+        with pytest.raises(InvalidRequest, match="here already"):
+            bench.shelf.add(Addition(name="toon", hub=hub, family=family))
+    assert (await bench.add(hub="owner/repo", family="sd15"))["status"] == "success"
+
+
+async def test_a_model_of_the_checkout_is_not_pulled_by_clients(bench: Bench) -> None:
+    configured = bench.catalog.find_configured("sd15-inpaint")
+    assert configured is not None and configured.source is not None
+    with pytest.raises(InvalidRequest, match="here already"):
+        bench.shelf.add(Addition(name="sd15-inpaint", hub=configured.source.hub, family="sd15"))
 
 
 async def test_a_pull_that_fails_leaves_no_model_file(tmp_path: Path) -> None:
@@ -229,6 +286,17 @@ async def test_what_the_checkout_describes_or_another_needs_stays(bench: Bench) 
     models = bench.data / "models"
     (models / "own.toml").write_text('id = "own"\nfamily = "sd15"\n')
     (models / "child.toml").write_text('id = "child"\nfamily = "sd15"\nweights.base = "own"\n')
+    with pytest.raises(InvalidRequest, match="Another model needs the weights of own"):
+        await bench.shelf.remove("own")
+    (models / "own.safetensors").write_bytes(weights())
+    (models / "lone.toml").write_text('id = "lone"\nfamily = "sd15"\nweights.file = "own.safetensors"\n')
+    for more in ('weights.base = "sd15"\nweights.components.unet = "own.safetensors"\n',
+                 'weights.base = "sd15"\nweights.loras = ["own.safetensors"]\n'):  # fmt: skip
+        (models / "child.toml").write_text(f'id = "child"\nfamily = "sd15"\n{more}')
+        with pytest.raises(InvalidRequest, match="Another model needs the weights of lone"):
+            await bench.shelf.remove("lone")
+    (models / "own").mkdir()
+    (models / "child.toml").write_text('id = "child"\nfamily = "sd15"\nweights.file = "own/x.safetensors"\n')
     with pytest.raises(InvalidRequest, match="Another model needs the weights of own"):
         await bench.shelf.remove("own")
     with pytest.raises(InvalidRequest, match="sdxl is part of the server's configuration"):
