@@ -158,7 +158,7 @@ def test_a_picture_is_encoded_once(load: Callable[[], Any], checkpoint: str) -> 
     assert before[0].picture is None and not pipeline.adapters._encoders
     pipeline.prepare([request])
     calls: list[int] = []
-    pipeline.adapters._encoders["vit-h"].model.register_forward_hook(lambda *_: calls.append(1))
+    pipeline.adapters._encoders["vit-h"][1].model.register_forward_hook(lambda *_: calls.append(1))
     pipeline.prepare([request, replace(request, seed=5, ip_adapter_scale=1.0)])
     assert calls == []
     pipeline.prepare([replace(request, ip_adapter_image="picture-2")])
