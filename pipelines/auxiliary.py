@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -38,26 +39,34 @@ def find_auxiliary(data: Path, kind: AuxiliaryKind, name: str) -> Path | None:
     return find_in(data / kind.value, name)
 
 
-def find_in(folder: Path, name: str) -> Path | None:
-    """NAME.safetensors, given with or without its suffix, or a folder NAME with config.json; see ``FindAuxiliary``.
-
-    The folder is listed and names compared: a name can lead nowhere else.
-    """
-    wanted = name.removesuffix(_SUFFIX)
-    for path in sorted(folder.glob("[!.]*"), reverse=True):
-        if path.suffix == _SUFFIX and path.stem == wanted and _is_whole(path, name):
-            return path
-        if path.name == wanted and (path / "config.json").is_file():
-            whole = [_is_whole(file, name) for file in path.glob(f"*{_SUFFIX}")]
-            if whole and all(whole):
-                return path
-    return None
-
-
-def _is_whole(path: Path, name: str) -> bool:
-    """False for a file that is still written."""
+def is_whole(path: Path) -> bool:
+    """False for a file that is still written, or is no safetensors file."""
     try:
-        WeightFile.open(path, name)
+        WeightFile.open(path, path.stem)
     except BrokenCheckpoint:
         return False
     return True
+
+
+def find_in(folder: Path, name: str, *, is_whole: Callable[[Path], bool] = is_whole) -> Path | None:
+    """NAME.safetensors, given with or without its suffix, or a folder NAME with config.json; see ``FindAuxiliary``.
+
+    The folder is listed and names compared: a name can lead nowhere else. Hidden files are nobody's.
+    """
+    wanted = name.removesuffix(_SUFFIX)
+    file = f"{wanted}{_SUFFIX}"
+    if not wanted or wanted.startswith("."):
+        return None
+    try:
+        # Names alone: it is done per request, and folders hold thousands of files.
+        with os.scandir(folder) as entries:
+            there = {file, wanted}.intersection(one.name for one in entries)
+    except OSError:
+        return None
+    if file in there and is_whole(folder / file):
+        return folder / file
+    if wanted in there and (folder / wanted / "config.json").is_file():
+        whole = [is_whole(one) for one in (folder / wanted).glob(f"*{_SUFFIX}")]
+        if whole and all(whole):
+            return folder / wanted
+    return None

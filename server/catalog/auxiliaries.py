@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from pipelines.auxiliary import AuxiliaryKind, find_in
+from pipelines.auxiliary import AuxiliaryKind, find_in, is_whole
 from pipelines.errors import BrokenCheckpoint
 from pipelines.weight_file import WeightFile
 from server.catalog.weights import PICKLES, SUFFIX
@@ -57,14 +58,18 @@ class Auxiliaries:
         self._lock = threading.Lock()
         #: By path: the state that was read, and what was found; None: not whole.
         self._known: dict[Path, tuple[_State, Auxiliary | None]] = {}
+        #: Files that were looked up, in the state in which they were whole.
+        self._whole: dict[Path, _State] = {}
+        # Not the other lock, which is held while the headers of a whole folder are read: the device waits for look-ups.
+        self._telling = threading.Lock()
         self._told: set[Path] = set()
 
     def of(self, kind: AuxiliaryKind) -> tuple[Auxiliary, ...]:
         """All that can be used, by name; what is still being copied is left out."""
         folder = self._data / kind.value
+        entries = _entries(folder)
+        self._tell_pickles(entries)
         with self._lock:
-            entries = _entries(folder)
-            self._tell_pickles(entries)
             for path in [path for path in self._known if path.parent == folder and path not in entries]:
                 del self._known[path]
             found = [self._read(kind, path) for path in entries]
@@ -73,11 +78,21 @@ class Auxiliaries:
     def find(self, kind: AuxiliaryKind, name: str) -> Path | None:
         """See ``pipelines.auxiliary.FindAuxiliary``; what is there and cannot be read is named in the log."""
         folder = self._data / kind.value
-        path = find_in(folder, name)
+        path = find_in(folder, name, is_whole=self._is_whole)
         if path is None:
-            with self._lock:
-                self._tell_pickles(_entries(folder))
+            self._tell_pickles(_entries(folder))
         return path
+
+    def _is_whole(self, path: Path) -> bool:
+        """As ``is_whole``; a header of a thousand tensors is not read at every request."""
+        state = _state([path])
+        if state is None:
+            return False
+        if self._whole.get(path) != state:
+            if not is_whole(path):
+                return False
+            self._whole[path] = state
+        return True
 
     def _read(self, kind: AuxiliaryKind, path: Path) -> Auxiliary | None:
         files = _files(path)
@@ -91,15 +106,21 @@ class Auxiliaries:
 
     def _tell_pickles(self, entries: list[Path]) -> None:
         """Once for each file."""
-        for path in entries:
-            if path.suffix in PICKLES and path not in self._told:
-                self._told.add(path)
-                told = "%s is not used: it can run code when it is opened; ./latentd convert makes a %s of it"
-                logger.warning(told, path, SUFFIX)
+        with self._telling:
+            new = [path for path in entries if path.suffix in PICKLES and path not in self._told]
+            self._told.update(new)
+        for path in new:
+            told = "%s is not used: it can run code when it is opened; ./latentd convert makes a %s of it"
+            logger.warning(told, path, SUFFIX)
 
 
 def _entries(folder: Path) -> list[Path]:
-    return sorted(folder.glob("[!.]*"))
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(one.name for one in entries if not one.name.startswith("."))
+    except OSError:
+        return []
+    return [folder / name for name in names]
 
 
 def _files(path: Path) -> list[Path]:

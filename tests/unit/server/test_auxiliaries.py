@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -113,3 +114,25 @@ def test_what_is_there_is_found_without_a_look_at_the_rest(tmp_path: Path, caplo
     path = put(tmp_path / "vaes", "soft.safetensors", safetensors())
     assert Auxiliaries(tmp_path).find(AuxiliaryKind.VAE, "soft") == path
     assert caplog.records == []
+
+
+def test_a_file_that_is_found_at_every_request_is_read_once_until_it_changes(tmp_path: Path) -> None:
+    auxiliaries, whole = Auxiliaries(tmp_path), safetensors()
+    path = put(tmp_path / "loras", "a.safetensors", whole[:-1])
+    assert auxiliaries.find(AuxiliaryKind.LORA, "a") is None
+    path.write_bytes(whole)
+    assert auxiliaries.find(AuxiliaryKind.LORA, "a.safetensors") == path
+    date = path.stat().st_mtime_ns
+    path.write_bytes(bytes(len(whole)))
+    # Nobody who writes a file sets its date back: that it is still found shows that it was not opened again.
+    os.utime(path, ns=(date, date))
+    assert auxiliaries.find(AuxiliaryKind.LORA, "a") == path
+    os.utime(path, ns=(date, date + 1))
+    assert auxiliaries.find(AuxiliaryKind.LORA, "a") is None
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "../loras/a", "/a", "a/", "*", "A"])
+def test_names_that_are_no_entrys_lead_nowhere(tmp_path: Path, name: str) -> None:
+    for file in ("a", ".hidden", ""):
+        put(tmp_path / "loras", f"{file}.safetensors", safetensors())
+    assert Auxiliaries(tmp_path).find(AuxiliaryKind.LORA, name) is None
