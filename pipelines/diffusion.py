@@ -45,6 +45,8 @@ IDLE_POOLS = 4
 TILE_PIXELS = 2048 * 2048
 #: Rows decoded together; beyond, a VAE gains nothing and its peak memory grows.
 DECODE_ROWS = 4
+#: What a client reads when latents are sound, and their picture is not.
+NOT_DECODED = "the picture became not finite (NaN) when it was decoded: its VAE may need 32 bits"
 
 
 class DiffusionPipeline(Family):
@@ -336,7 +338,10 @@ class DiffusionPipeline(Family):
                     latents = self.unpack(pool.latents[:, 0].index_select(0, slots), lane)
                     images = rows[0].vae.decode(latents, tiled=tiled)
                 # Stock's image processor: to 0 .. 1, clamped, rounded to 8 bits.
-                levels = (images.float() * 0.5 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
+                images = images.float()
+                # As in a step, by a sum: VAEs overflow in 16 bits, and requests bring VAEs of their own.
+                finite = images.flatten(1).sum(dim=1).isfinite().tolist()
+                levels = (images * 0.5 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
                 pixels = levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
         except OutOfMemory as error:
             if len(rows) == 1:
@@ -344,7 +349,7 @@ class DiffusionPipeline(Family):
                 return [error] if tiled else self._decode_rows(rows, tiled=True)
             half = len(rows) // 2
             return self._decode_rows(rows[:half], tiled=tiled) + self._decode_rows(rows[half:], tiled=tiled)
-        return list(pixels)
+        return [one if sound else NonFinite(NOT_DECODED) for one, sound in zip(pixels, finite, strict=True)]
 
     def close(self) -> None:
         """See ``Pipeline.close``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -99,6 +100,11 @@ class Vaes:
             has = config.get(key, wanted[key])
             if has != wanted[key]:
                 raise BrokenCheckpoint(f"it has {has} {words}, not the {wanted[key]} of {self._spec.id}")
+        if not isinstance(config.get("block_out_channels", []), list | tuple):
+            raise BrokenCheckpoint("its block_out_channels are no list")
+        scale = config.get("scaling_factor", 1.0)
+        if not isinstance(scale, int | float) or not 0 < scale < math.inf:
+            raise BrokenCheckpoint(f"its scaling_factor is {str(scale)[:20]}, no number above 0")
         levels, own = (len(one.get("block_out_channels", ())) for one in (config, wanted))
         if levels != own:
             raise BrokenCheckpoint(f"it has {levels} levels, not the {own} of {self._spec.id}")

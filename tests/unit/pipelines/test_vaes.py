@@ -18,7 +18,7 @@ from pipelines import demo, vaes
 from pipelines.auxiliary import find_auxiliary
 from pipelines.base import Pixels, Row
 from pipelines.demo.vae import swapped
-from pipelines.errors import InvalidRequest
+from pipelines.errors import InvalidRequest, NonFinite
 from pipelines.host import Host
 from pipelines.images import Posterior
 from pipelines.model import ModelSpec, Offload
@@ -233,6 +233,9 @@ def bring_code(folder: Path) -> None:
         (edited(_class_name="AutoencoderTiny"), "swapped/config.json is of a AutoencoderTiny, not AutoencoderKL"),
         (edited(out_channels=4), "it has 4 output channels, not the 3 of sd15"),
         (edited(block_out_channels=[8, 8]), "it has 2 levels, not the 4 of sd15"),
+        (edited(block_out_channels=8), "its block_out_channels are no list"),
+        (edited(scaling_factor=0), "its scaling_factor is 0, no number above 0"),
+        (edited(scaling_factor="x"), "its scaling_factor is x, no number above 0"),
         (edited(latents_mean=[0.0] * 4), "it has latents_mean, which is not supported"),
         (edited(auto_map={}), "swapped/config.json has auto_map, code of its own, which is never run"),
         (lose_a_tensor, "swapped lacks decoder.conv_out.weight"),
@@ -282,3 +285,21 @@ def test_only_sdxls_vaes_that_overflow_are_in_more_than_half_precision(
 
 def test_a_published_vae_fits_several_times_into_what_is_kept() -> None:
     assert vaes.KEPT_BYTES > 4 * 2 * 83_653_863
+
+
+def test_a_vae_that_decodes_to_no_numbers_fails_the_row_instead_of_drawing_black(
+    data: Path, pipeline: StableDiffusion15
+) -> None:
+    file = data / "vaes" / "swapped" / WEIGHTS
+    spoilt = {**load_file(file), "decoder.conv_out.bias": torch.full((3,), float("nan"))}
+    save_file(spoilt, file, {"format": "pt"})
+    prepared = pipeline.prepare([wish("swapped"), wish(None)])
+    row, other = (one for rows in prepared if isinstance(rows, list) for one in rows)
+    for one in (row, other):
+        pipeline.enter(one)
+    while row.remaining:
+        pipeline.step([row, other])
+    failed, sound = pipeline.finish([row, other])
+    for one in (row, other):
+        pipeline.leave(one)
+    assert isinstance(failed, NonFinite) and isinstance(sound, np.ndarray)
