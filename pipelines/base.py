@@ -105,6 +105,21 @@ class ImageRow(Row):
         return self.request.safety
 
 
+class Glimpse(ABC):
+    """Small pictures of what rows are becoming: begun before a step, developed after it."""
+
+    #: Those that can be shown.
+    rows: tuple[Row, ...]
+
+    @abstractmethod
+    def develop(self) -> None:
+        """Begins to make the pictures, right after the step of the rows has been applied."""
+
+    @abstractmethod
+    def pixels(self) -> list[Pixels] | None:
+        """One per row, in order; None: they are not there yet. Never waits."""
+
+
 class Pipeline(ABC):
     """A loaded model that moves rows."""
 
@@ -127,6 +142,10 @@ class Pipeline(ABC):
         Returns rows, of this step or of the one or two before it, whose latents are no longer finite.
         Raises ``OutOfMemory`` with no row advanced and nothing drawn anew when it is tried again.
         """
+
+    def glimpse(self, rows: Sequence[Row]) -> Glimpse | None:
+        """Pictures of rows of one lane that are about to be stepped; None where there are none to be seen."""
+        return None
 
     @abstractmethod
     def finish(self, rows: Sequence[Row]) -> Sequence[Finished | Error]:

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -15,10 +16,12 @@ from pipelines.adapting import Adapted, Adapting
 from pipelines.auxiliary import FindAuxiliary, find_nothing
 from pipelines.base import LaneKey, Pixels, Row, of_kind
 from pipelines.block import BlockRing, StepBlock
+from pipelines.colours import Colours, learn
 from pipelines.draws import DRAWS, Draw, Kind
 from pipelines.errors import Error, InvalidRequest, NonFinite, OutOfMemory
 from pipelines.family import Family
 from pipelines.flags import AHEAD, FiniteFlags
+from pipelines.glimpse import LatentGlimpse, shares
 from pipelines.images import Posterior, Sources
 from pipelines.inputs import ReadInput
 from pipelines.ip_adapters import ImagePrompt, IpAdapters
@@ -87,6 +90,7 @@ class DiffusionPipeline(Family):
         self.pools: dict[LaneKey, SlotPool] = {}
         self.cache = EmbeddingCache()
         self._flags = FiniteFlags()
+        self._colours: WeakKeyDictionary[Vae, Colours] = WeakKeyDictionary()
         self._blocks = BlockRing(self.device, depth=AHEAD + 2)
         self._alone = itertools.count(1)
 
@@ -283,6 +287,24 @@ class DiffusionPipeline(Family):
         self._flags.watch([(row, row.occupied) for row in moving], pool.finite)
         self._flags.collect()
         return list(self._flags.failed)
+
+    @torch.inference_mode()
+    def glimpse(self, rows: Sequence[Row]) -> LatentGlimpse | None:
+        """See ``Pipeline.glimpse``."""
+        seen = [row for row in rows if isinstance(row, DiffusionRow) and shares(row.table, row.step) is not None]
+        if not seen:
+            return None
+        lane = seen[0].lane
+        colours = [self._colours_of(row.vae) for row in seen]
+        return LatentGlimpse(seen, self.pools[lane], colours, lambda latents: self.unpack(latents[None], lane)[0])
+
+    def _colours_of(self, vae: Vae) -> Colours:
+        """Learnt at the first look."""
+        found = self._colours.get(vae)
+        if found is None:
+            with translated_memory_errors(self.device), self.placement.using(Part.VAE):
+                found = self._colours[vae] = learn(vae, self.device)
+        return found
 
     @contextlib.contextmanager
     def _laid_over(self, block: StepBlock) -> Iterator[None]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from pipelines.base import Finished, ImageRow, LaneKey, Pipeline, Row
+from pipelines.base import Finished, Glimpse, ImageRow, LaneKey, Pipeline, Pixels, Row
 from pipelines.errors import Error, OutOfMemory
 from pipelines.request import ImageRequest, Request
 from pipelines.vision import Answer, VisionRequest
@@ -31,6 +31,7 @@ class StubPipeline(Pipeline):
         #: Seeds of the rows of every forward; 0 for a row without one.
         self.forwards: list[tuple[int, ...]] = []
         self.inside: set[Row] = set()
+        self.glimpses: list[StubGlimpse] = []
         self.closed = False
         self._alone = 0
 
@@ -82,6 +83,11 @@ class StubPipeline(Pipeline):
             row.step += 1
         return [row for row in rows if row.seed in self.poison and row.step >= 2]
 
+    def glimpse(self, rows: Sequence[Row]) -> StubGlimpse:
+        """See ``Pipeline.glimpse``; every one that was begun is kept in ``glimpses``."""
+        self.glimpses.append(StubGlimpse(rows))
+        return self.glimpses[-1]
+
     def finish(self, rows: Sequence[Row]) -> list[Finished | Error]:
         """See ``Pipeline.finish``."""
         return [_finished(row) for row in rows]
@@ -89,6 +95,23 @@ class StubPipeline(Pipeline):
     def close(self) -> None:
         """See ``Pipeline.close``."""
         self.closed = True
+
+
+class StubGlimpse(Glimpse):
+    """Pictures of 8 x 8 pixels in the rows' colours; they are there once ``arrived`` says so."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = tuple(rows)
+        self.developed = False
+        self.arrived = True
+
+    def develop(self) -> None:
+        """See ``Glimpse.develop``."""
+        self.developed = True
+
+    def pixels(self) -> list[Pixels] | None:
+        """See ``Glimpse.pixels``."""
+        return [np.full((8, 8, 3), row.seed % 251, dtype=np.uint8) for row in self.rows] if self.arrived else None
 
 
 def _finished(row: Row) -> Finished:

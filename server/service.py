@@ -17,7 +17,7 @@ from pipelines.request import ImageRequest, Request
 from pipelines.stored import read_request
 from server.backlog import Backlog
 from server.catalog import Catalog
-from server.engine.executors.base import EngineStats, Executor, Generation, Outcome, Progress
+from server.engine.executors.base import EngineStats, Executor, Generation, Outcome, Preview, Progress
 from server.engine.lanes import AGING_S
 from server.errors import NotFound, Unavailable
 from server.gallery import Gallery
@@ -146,10 +146,6 @@ class Service:
         """The executor's snapshot."""
         return self._executor.stats()
 
-    async def job_counts(self) -> dict[JobState, int]:
-        """Stored jobs by state."""
-        return await self._jobs.count()
-
     async def submit(
         self,
         completed: Decided,
@@ -242,6 +238,10 @@ class Service:
             position=self._executor.stats().waiting_requests + self._backlog.ahead(job.id) if waits else 0,
             eta_s=0.0 if job.state.terminal else self.eta(job),
         )
+
+    def previews(self, job: Job) -> tuple[Preview, ...]:
+        """Of a job that is being drawn; asking is watching, see ``Generation.previews``."""
+        return () if (one := self._generations.get(job.id)) is None else one.previews()
 
     # Queue
 

@@ -83,7 +83,7 @@ class Health:
         if not self._public_metrics:
             await self._require_any_key(request)
         counts: Mapping[str, int] = {
-            state.value: number for state, number in (await self._context.service.job_counts()).items()
+            state.value: number for state, number in (await self._context.jobs.count()).items()
         }
         return Response(self._metrics.render(counts), media_type=CONTENT_TYPE)
 

@@ -23,6 +23,7 @@ from server.engine.executors.base import EngineStats
 from server.engine.lanes import AGING_S, Choice, Lanes
 from server.engine.models import Beside, Budget, ResidentModels, Weigh
 from server.engine.outlook import Outlook
+from server.engine.previews import Previews
 from server.engine.tickets import Pass, Ticket
 from server.engine.wishes import Wishes
 
@@ -61,6 +62,7 @@ class Engine:
         self._inbox: deque[Ticket] = deque()
         #: What is wanted on the device; ``wake`` is to be set after one is added.
         self.wishes = Wishes()
+        self.previews = Previews(clock)
         #: Set when there may be something to do.
         self.wake = threading.Event()
         #: Not yet conditioned, most urgent first.
@@ -109,6 +111,7 @@ class Engine:
             self._retire()
         else:
             self._last_step_end = None
+        self.previews.collect()
         self._publish()
         self.wishes.tell()
         return choice is not None
@@ -235,8 +238,11 @@ class Engine:
     # Stepping.
 
     def _step(self, choice: Choice) -> None:
-        rows = [self._running[number][1] for number in choice.rows]
+        pairs = [self._running[number] for number in choice.rows]
+        rows = [row for _, row in pairs]
         pipeline = self.models.loaded(rows[0].lane.model)
+        if watched := self.previews.begin(pipeline, pairs):
+            self._last_step_end = None
         began = self._clock()
         try:
             failed = pipeline.step(rows)
@@ -249,14 +255,18 @@ class Engine:
                 self._fail(self._running[choice.rows[0]][0].ticket, error)
             return
         except Exception as error:
-            tickets = _tickets(self._running[number][0] for number in choice.rows)
-            self._fail_all(tickets, error, "a step of %d rows of lane %s failed", len(rows), choice.lane)
+            self._fail_all(
+                _tickets(one for one, _ in pairs), error, "a step of %d rows of lane %s failed", len(rows), choice.lane
+            )
             return
         now = self._clock()
         # On a device that runs behind the host a step's own duration is the launching only; between the ends of
         # consecutive steps, with nothing else done between them, lies what the device needed.
         self._lanes.stepped(choice, seconds=now - (self._last_step_end or began))
         self._last_step_end = now
+        if watched:
+            self.previews.develop(watched)
+            self._last_step_end = None
         self._rows_per_forward[len(rows)] += 1
         self._row_steps += len(rows)
         for row in failed:

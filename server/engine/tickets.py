@@ -11,11 +11,11 @@ from pipelines.passes import expected_calls, passes
 from pipelines.request import ImageRequest, Request
 from pipelines.safety import Checked
 from pipelines.vision import Answer
-from server.engine.executors.base import Outcome, Picture
+from server.engine.executors.base import Outcome, Picture, Preview
 
 
 class Ticket:
-    """One submitted request. Written by the device thread only, except ``cancelled``, which any thread may set."""
+    """One submitted request. Written by the device thread only, except what says otherwise."""
 
     def __init__(
         self,
@@ -33,10 +33,17 @@ class Ticket:
         #: time.monotonic() at submission.
         self.arrived = arrived
         self.deadline = deadline
+        #: Any thread may set it.
         self.cancelled = False
         #: Of all passes that have begun.
         self.rows: tuple[Row, ...] = ()
         self.started_at: float | None = None
+        #: Somebody wants previews until then; any thread may set it.
+        self.watched_until = float("-inf")
+        #: When each image was shown last, by its index.
+        self.shown_at: dict[int, float] = {}
+        #: The newest of each image; replaced whole, so that any thread may read it.
+        self.previews: tuple[Preview, ...] = ()
         self._passes = passes(request)
         #: Denoiser calls of the rows that are not there yet.
         self.calls_to_come = expected_calls(request)
@@ -74,6 +81,11 @@ class Ticket:
         if self.started_at is None:
             self.started_at = now
             self._begun()
+
+    def show(self, preview: Preview) -> None:
+        """In place of an older one of the same image."""
+        others = {one.index: one for one in self.previews}
+        self.previews = tuple({**others, preview.index: preview}.values())
 
     def go_on(self, done: Pass, row: Row, result: Checked | Answer) -> Pass | None:
         """The next pass of a row that is done; after the last one its result is kept."""

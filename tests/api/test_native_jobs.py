@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from pipelines.errors import NonFinite
 from server.api.native import events
@@ -152,6 +155,29 @@ async def test_events_tell_progress_and_then_the_result(serve: Serve) -> None:
         assert [name for name, _ in told] == ["progress"] * (len(told) - 1) + ["result"]
         assert told[0][1].keys() == {"state", "step", "steps", "queue_position", "eta_s"}
         assert told[-1][1] == (await get(api, f"/{job}")).json()
+
+
+async def test_previews_come_when_they_are_asked_for(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "_LOOK_S", 0.05)
+    async with serve(StubExecutor(delay_s=0.5), sync_wait_s=0) as api:
+        job = (await api.text2img(width=128)).json()["id"]
+        told = read_events((await get(api, f"/{job}/events", previews="1")).text)
+        shown = [body for name, body in told if name == "preview"]
+        assert len(shown) >= 1
+        assert told[-1][0] == "result"
+        assert (shown[0]["index"], shown[0]["step"]) == (0, 1)
+        data = base64.b64decode(shown[0]["image"].removeprefix("data:image/jpeg;base64,"), validate=True)
+        image = Image.open(io.BytesIO(data))
+        assert (image.format, image.size) == ("JPEG", (16, 8))
+
+
+async def test_previews_are_ones_own_and_asked_for_with_yes_or_no(serve: Serve) -> None:
+    async with serve(StubExecutor(held=True), sync_wait_s=0) as api:
+        job = (await api.text2img()).json()["id"]
+        other = await api.parts.keys.add("other")
+        assert (await get(api, f"/{job}/events", key=other, previews="1")).status_code == 404
+        wrong = await get(api, f"/{job}/events", previews="maybe")
+        assert (wrong.status_code, wrong.json()["error"]["message"]) == (400, "previews must be true or false")
 
 
 async def test_events_of_what_has_ended_are_its_result(api: Any) -> None:

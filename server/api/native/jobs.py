@@ -41,6 +41,10 @@ _PARAMETERS = [
 ]
 
 
+_WATCHED = [_parameter("previews", {"type": "boolean", "default": False}, "Pictures on the way.")]
+_FLAGS = {"": False, "0": False, "false": False, "no": False, "1": True, "true": True, "yes": True}
+
+
 class Jobs:
     """``/v1/jobs``."""
 
@@ -60,7 +64,15 @@ class Jobs:
         router.add_api_route("", self.list, methods=["GET"], response_model=None, responses=listed, openapi_extra=more)
         router.add_api_route("/{job_id}", self.read, methods=["GET"], response_model=None, responses=_ANSWER)
         router.add_api_route("/{job_id}", self.cancel, methods=["DELETE"], response_model=None, responses=_ANSWER)
-        router.add_api_route("/{job_id}/events", self.listen, methods=["GET"], response_model=None, responses=told)
+        watched = {"parameters": _WATCHED}
+        router.add_api_route(
+            "/{job_id}/events",
+            self.listen,
+            methods=["GET"],
+            response_model=None,
+            responses=told,
+            openapi_extra=watched,
+        )
         return router
 
     async def list(self, request: Request) -> Response:
@@ -84,11 +96,19 @@ class Jobs:
         return JSONBytes(self._body(await self._find(request, job_id)))
 
     async def listen(self, request: Request, job_id: str) -> Response:
-        """Server-sent events: ``progress`` as the job goes on, then ``result``. Nobody needs to listen to the end."""
+        """Server-sent events: ``progress`` as the job goes on, then ``result``. Nobody needs to listen to the end.
+
+        With ``previews=1`` also ``preview``: ``index`` of the image, ``step``, and ``image``, a small JPEG as data URI:
+        what the model takes the picture for at that step, at most once a second, in approximate colours. Pictures that
+        the safety checker is to look at are not shown before.
+        """
         job = await self._find(request, job_id)
+        previews = _flag("previews", request.query_params.get("previews", ""))
         # Proxies of nginx's kind would keep the events back.
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(events.tell(self._context.service, job), media_type=events.MEDIA_TYPE, headers=headers)
+        return StreamingResponse(
+            events.tell(self._context.service, job, previews=previews), media_type=events.MEDIA_TYPE, headers=headers
+        )
 
     async def cancel(self, request: Request, job_id: str) -> Response:
         """Ends a waiting job at once and a running one at its next step; what has ended stays as it is."""
@@ -124,6 +144,13 @@ def _limit(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) >= 1):
         raise InvalidRequest("limit must be a number, at least 1", field="limit")
     return min(int(text), _LARGEST_PAGE)
+
+
+def _flag(name: str, text: str) -> bool:
+    flag = _FLAGS.get(text.strip().lower())
+    if flag is None:
+        raise InvalidRequest(f"{name} must be true or false", field=name)
+    return flag
 
 
 def _cursor(text: str) -> int | None:

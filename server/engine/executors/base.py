@@ -37,6 +37,18 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Preview:
+    """What an image of a request is becoming: the picture that the model predicted, in its latents' resolution."""
+
+    #: Of the request's images.
+    index: int
+    #: Calls of its present pass that were applied.
+    step: int
+    #: uint8, (height, width, 3), RGB; the colours are approximate.
+    pixels: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Progress:
     """Where a request stands, summed over its rows."""
 
@@ -86,6 +98,9 @@ class Generation(Protocol):
 
     def progress(self) -> Progress:
         """Where it stands; cheap, from any thread."""
+
+    def previews(self) -> tuple[Preview, ...]:
+        """The newest of each image of which there is one. They are made while somebody asks every few seconds."""
 
 
 class Executor(Protocol):

@@ -25,7 +25,7 @@ from pipelines.shared import SharedComponents
 from pipelines.weight_file import WeightFile
 from server.engine.checker import ResidentChecker
 from server.engine.engine import INTERNAL, Engine
-from server.engine.executors.base import EngineStats, Outcome, Progress
+from server.engine.executors.base import EngineStats, Outcome, Preview, Progress
 from server.engine.models import Budget
 from server.engine.tickets import Ticket
 from server.engine.wishes import Told
@@ -66,6 +66,11 @@ class LocalGeneration:
     def progress(self) -> Progress:
         """See ``Generation.progress``."""
         return self._engine.outlook.progress(self._ticket)
+
+    def previews(self) -> tuple[Preview, ...]:
+        """See ``Generation.previews``."""
+        self._engine.previews.watch(self._ticket)
+        return self._ticket.previews
 
 
 class LocalExecutor:

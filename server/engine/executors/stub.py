@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipelines.errors import Cancelled, DeadlineExceeded
 from pipelines.request import ImageRequest, Request
 from pipelines.vision import Answer, VisionRequest
-from server.engine.executors.base import EngineStats, Generation, Outcome, Picture, Progress
+from server.engine.executors.base import EngineStats, Generation, Outcome, Picture, Preview, Progress
 
 _SEED_SPACE = 2**63
 
@@ -61,6 +61,14 @@ class _StubGeneration:
 
     def progress(self) -> Progress:
         return self._executor.measure(self)
+
+    def previews(self) -> tuple[Preview, ...]:
+        """The first picture an eighth as large, while it is drawn, as if after one call."""
+        if self.began is None or self.ended or not isinstance(self.request, ImageRequest):
+            return ()
+        request = self.request
+        pixels = paint(request.prompt, request.seed, request.width // 8, request.height // 8)
+        return (Preview(index=0, step=1, pixels=pixels),)
 
     def _end(self, work: asyncio.Future[Outcome]) -> None:
         self.started.set()
