@@ -13,7 +13,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,18 +110,24 @@ def main() -> None:
         measure(demo.ensure("sd15", Path(folder)), rounds)
 
 
-def measure(checkpoint: Path, rounds: int) -> None:
+def measure(
+    checkpoint: Path, rounds: int, *, device: str = "cpu", sides: Sequence[int] = (64, 256), cost_side: int = 64
+) -> None:
+    """Prints the three tables; ``sides`` in pixels, ``cost_side`` those of the first one."""
     from diffusers import StableDiffusionPipeline
 
     spec = ModelSpec(id="sd15", family="sd15", folder=checkpoint)
-    pipeline = StableDiffusion15.load(spec, Host(device=torch.device("cpu"), slots=2 * max(ROWS)))
-    stock = StableDiffusionPipeline.from_pretrained(str(checkpoint), local_files_only=True, safety_checker=None)
+    pipeline = StableDiffusion15.load(spec, Host(device=torch.device(device), slots=2 * max(ROWS)))
+    stock = StableDiffusionPipeline.from_pretrained(
+        str(checkpoint), local_files_only=True, safety_checker=None, dtype=pipeline.dtype
+    ).to(device)
     stock.set_progress_bar_config(disable=True)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {STEPS} steps, guidance on\n")
+    where = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads"
+    print(f"torch {torch.__version__}, {where}, {pipeline.dtype}, {STEPS} steps, guidance on\n")
 
-    print("cost around the forward, 64 px, mixed samplers\nrows   around ms   forward ms")
+    print(f"cost around the forward, {cost_side} px, mixed samplers\nrows   around ms   forward ms")
     for count in ROWS:
-        requests = [request(n, side=64, scheduler=SAMPLERS[n % len(SAMPLERS)]) for n in range(count)]
+        requests = [request(n, side=cost_side, scheduler=SAMPLERS[n % len(SAMPLERS)]) for n in range(count)]
         around, forward = around_forward(pipeline, pipeline.unet, requests)
         print(f"{count:4d}   {around:9.3f}   {forward:10.2f}")
 
@@ -130,9 +136,9 @@ def measure(checkpoint: Path, rounds: int) -> None:
         print(f"{name:34s} {milliseconds:7.1f}")
 
     print("\nimages/s\n  px   concurrent     ours    stock loop   ratio")
-    for side in (64, 256):
+    for side in sides:
         for count in ROWS:
-            ours, loop = against_stock(pipeline, stock, count, side, rounds if side == 64 else max(1, rounds // 2))
+            ours, loop = against_stock(pipeline, stock, count, side, rounds if side <= 64 else max(1, rounds // 2))
             print(f"{side:4d}   {count:10d}   {ours:6.2f}   {loop:11.2f}   {ours / loop:5.2f}")
 
 

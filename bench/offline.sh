@@ -7,6 +7,8 @@
 # scipy, pillow, huggingface_hub, rich, typer, prometheus_client and uvloop. There:
 #
 #   python3 -m pip install --no-index --no-deps --target SITE FOLDER/*.whl && export PYTHONPATH=SITE
+#   python3 -m pytest -m gpu -s tests/gpu tests/integration/test_half_precision.py
+#   python3 -m bench.gpu
 set -euo pipefail
 
 root=$(cd -- "$(dirname -- "$0")/.." && pwd -P)

@@ -71,17 +71,16 @@ def seconds(pipeline: DiffusionPipeline, lanes: Sequence[Sequence[ImageRequest]]
     return time.perf_counter() - began
 
 
-def main() -> None:
-    quiet_libraries()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {ROWS} rows, {STEPS} steps, guidance on")
+def measure(checkpoint: Path, *, device: str = "cpu", sides: Sequence[int] = SIDES) -> None:
+    """Prints the table; ``sides`` in pixels."""
     print("  px   no LoRA   mixed   one lane per LoRA   mixed / none   mixed / per LoRA   (images/s, medians)")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        spec = ModelSpec(id="sd15", family="sd15", folder=demo.ensure("sd15", folder))
-        host = Host(device=torch.device("cpu"), slots=ROWS, find_auxiliary=lambda _, one: find_in(folder, one))
+        spec = ModelSpec(id="sd15", family="sd15", folder=checkpoint)
+        host = Host(device=torch.device(device), slots=ROWS, find_auxiliary=lambda _, one: find_in(folder, one))
         pipeline = StableDiffusion15.load(spec, host)
         write_adapters(pipeline.network, folder)
-        for side in SIDES:
+        for side in sides:
             mixed = [request(number, side) for number in range(ROWS)]
             plain = [replace(one, loras=()) for one in mixed]
             lanes = ([plain], [mixed], [plain[number::ADAPTERS] for number in range(ADAPTERS)])
@@ -91,6 +90,13 @@ def main() -> None:
             none, both, each = (statistics.median(taken) for taken in zip(*rounds, strict=True))
             rates = f"{ROWS / none:7.1f} {ROWS / both:7.1f} {ROWS / each:19.1f}"
             print(f"{side:4d}   {rates} {none / both:14.2f} {each / both:18.2f}")
+
+
+def main() -> None:
+    quiet_libraries()
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {ROWS} rows, {STEPS} steps, guidance on")
+    with tempfile.TemporaryDirectory() as folder:
+        measure(demo.ensure("sd15", Path(folder)))
 
 
 if __name__ == "__main__":

@@ -99,8 +99,12 @@ def data(tmp_path_factory: pytest.TempPathFactory, sd15_folder: Path) -> Path:
 async def executor_on(
     device: str, dtype: str, demo_folder: Path, data: Path, offload: Offload = Offload.NONE
 ) -> AsyncIterator[LocalExecutor]:
+    import torch
+
     from pipelines import demo
 
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
     upscalers = Upscalers()
 
     def spec(name: str) -> ModelSpec:
