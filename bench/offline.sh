@@ -23,7 +23,7 @@ missing=(
     pydantic pydantic_core pydantic-settings annotated-types typing-inspection typing_extensions annotated-doc anyio
     httpx2 httpcore2 truststore opentelemetry-api idna
     # store
-    SQLAlchemy greenlet aiosqlite alembic Mako
+    SQLAlchemy alembic Mako
     # images, JSON, base64
     isal orjson pybase64
     # tests
