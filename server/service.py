@@ -374,8 +374,8 @@ class Service:
                 raise Interrupted from None
             raise
         finally:
+            # It stays until the job is settled: who asks meanwhile is told of the last step, not of the first.
             generation.cancel()
-            self._generations.pop(job.id, None)
 
     # Its state
 

@@ -373,6 +373,21 @@ async def test_the_estimate_for_a_waiting_job_holds_its_own_cost(world: World) -
         assert service.eta(last) >= 60.0
 
 
+async def test_while_pictures_are_stored_nothing_is_left_to_draw(world: World) -> None:
+    world.image_store = StuckImages
+    async with world.running(close_grace_s=0.05) as service:
+        job = await submit(service)
+        for _ in range(500):
+            if service.progress(job).step:
+                break
+            await asyncio.sleep(0.01)
+        # Drawn, and handed to the image store.
+        await asyncio.sleep(0.05)
+        progress = service.progress(job)
+        assert (progress.step, progress.position) == (progress.steps, 0)
+        assert service.eta(job) == 1.0
+
+
 async def test_a_job_whose_task_hangs_at_the_end_gets_its_try_back(world: World) -> None:
     world.image_store = StuckImages
     async with world.running(close_grace_s=0.01) as service:
