@@ -125,6 +125,14 @@ async def test_pictures_can_be_deleted_by_their_owner(api: Any) -> None:
     assert (fetched.status_code, fetched.json()["message"]) == (404, "The images were deleted.")
 
 
+async def test_a_deletion_that_the_server_was_killed_in_is_made_good_by_the_next(api: Any) -> None:
+    made = (await api.text2img()).json()
+    await api.parts.jobs.expire(made["id"], message="The images were deleted.")
+    assert (await api.client.get(made["output"][0])).status_code == 200
+    assert (await call(api, "/v3/delete_image", request_id=made["id"])).status_code == 200
+    assert (await api.client.get(made["output"][0])).status_code == 404
+
+
 async def test_what_is_being_drawn_is_not_deleted(serve: Serve) -> None:
     async with serve(StubExecutor(held=True), sync_wait_s=0) as api:
         made = (await api.text2img()).json()

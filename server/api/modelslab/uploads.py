@@ -67,7 +67,8 @@ async def delete(visit: Visit) -> dict[str, Any]:
     if job.state is JobState.SUCCEEDED:
         # First, so that nobody is told of links that lead nowhere.
         await visit.context.jobs.expire(job.id, message="The images were deleted.")
-        await asyncio.gather(*(visit.context.images.delete(name) for name in job.outputs))
+    # Also of a job that was told to be gone: the server may have been killed at this very place.
+    await asyncio.gather(*(visit.context.images.delete(name) for name in job.outputs))
     return {"status": "success", "message": "image deleted", "messege": "image deleted"}
 
 
