@@ -99,11 +99,12 @@ class Engine:
     # On the device thread.
 
     def turn(self) -> bool:
-        """One turn: admits, steps one lane, retires; False when there was nothing to step."""
+        """One turn: admits, grants a wish, steps one lane, retires; False when there was nothing to do."""
         self._receive()
         self._drop_ended()
         self._admit()
-        if self.wishes.grant(self.models, self._busy):
+        granted = self.wishes.grant(self.models, self._busy)
+        if granted:
             self._last_step_end = None
         choice = self._lanes.choose()
         if choice is not None:
@@ -114,7 +115,7 @@ class Engine:
         self.previews.collect()
         self._publish()
         self.wishes.tell()
-        return choice is not None
+        return granted or choice is not None
 
     def close(self, error: Error | None = None) -> None:
         """Ends everything that is open, as cancelled unless ``error`` says otherwise, and unloads the models."""

@@ -29,13 +29,16 @@ class Wishes:
         self._errands.append((work, told))
 
     def grant(self, models: ResidentModels, busy: Callable[[], set[str]]) -> bool:
-        """Does the work, and loads what fits without taking a ``busy`` model away; whether anything was tried."""
-        while self._errands:
+        """Does one piece of work, and loads one model that fits without taking a ``busy`` one away.
+
+        One, for rows wait meanwhile; True if anything was tried: there may be more.
+        """
+        if self._errands:
             work, told = self._errands.popleft()
             self._try(work, told)
             # It may have brought the safety checker onto the device.
             models.make_room(busy())
-        while self._open and models.fits(self._open[0][0], busy()):
+        if self._open and models.fits(self._open[0][0], busy()):
             model, told = self._open.popleft()
             self._try(partial(models.get, model, busy()), told)
         return bool(self._tried)
