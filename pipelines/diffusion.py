@@ -19,6 +19,7 @@ from pipelines.block import BlockRing, StepBlock
 from pipelines.colours import Colours, learn
 from pipelines.draws import DRAWS, Draw, Kind
 from pipelines.errors import Error, InvalidRequest, NonFinite, OutOfMemory
+from pipelines.extras import Extras
 from pipelines.family import Family
 from pipelines.flags import AHEAD, FiniteFlags
 from pipelines.glimpse import LatentGlimpse, shares
@@ -69,6 +70,7 @@ class DiffusionPipeline(Family):
         adapting: Adapting,
         find_auxiliary: FindAuxiliary = find_nothing,
         components: SharedComponents | None = None,
+        extras: Extras,
     ) -> None:
         self.dtype = dtype
         self.placement = placement
@@ -85,6 +87,7 @@ class DiffusionPipeline(Family):
         self._adapting = adapting
         self._find_auxiliary = find_auxiliary
         self._components = components
+        self._extras = extras
         #: From the first request that asks for a picture as a prompt: until then the denoiser is untouched.
         self.adapters: IpAdapters | None = None
         self.pools: dict[LaneKey, SlotPool] = {}
@@ -196,6 +199,7 @@ class DiffusionPipeline(Family):
                 find=self._find_auxiliary,
                 read=self.sources.pixels,
                 shared=self._components,
+                extras=self._extras,
             )
         return self.adapters.prompt(request, guided=guided)
 

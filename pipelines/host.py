@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from pipelines.auxiliary import FindAuxiliary, find_nothing
+from pipelines.extras import Extras
 from pipelines.inputs import ReadInput
 from pipelines.lora_memory import LoraMemory
 from pipelines.model import Offload
@@ -28,6 +29,8 @@ class Host:
     shared: SharedComponents | None = None
     #: What LoRAs may take on the device, for all models together.
     lora_memory: LoraMemory = field(default_factory=LoraMemory)
+    #: Where models count what comes beside their weights.
+    extras: Extras = field(default_factory=Extras)
 
     def shared_for(self, offload: Offload) -> SharedComponents | None:
         """Modules that come and go with one model's use cannot be another's."""

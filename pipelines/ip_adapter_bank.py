@@ -96,7 +96,7 @@ class IpAdapterBank:
         self._slots = KeyedSlots(growth=GROWTH, max_idle=MAX_IDLE)
         width = sum(2 * outputs for outputs, _ in self.layers)
         #: (slots, TOKENS, keys and values of all layers)
-        self._values = torch.zeros(1, TOKENS, width, dtype=dtype, device=device)
+        self.values = torch.zeros(1, TOKENS, width, dtype=dtype, device=device)
         self._install(attentions)
 
     def _install(self, attentions: list[Any]) -> None:
@@ -110,7 +110,7 @@ class IpAdapterBank:
     @property
     def bytes(self) -> int:
         """What all slots take."""
-        return self._values.nbytes
+        return self.values.nbytes
 
     @property
     def users(self) -> int:
@@ -127,11 +127,11 @@ class IpAdapterBank:
 
         def write(slot: int) -> None:
             made = values()
-            if len(self._values) < self._slots.capacity:
-                grown = self._values.new_zeros(self._slots.capacity, *self._values.shape[1:])
-                grown[: len(self._values)] = self._values
-                self._values = grown
-            self._values[slot].copy_(made)
+            if len(self.values) < self._slots.capacity:
+                grown = self.values.new_zeros(self._slots.capacity, *self.values.shape[1:])
+                grown[: len(self.values)] = self.values
+                self.values = grown
+            self.values[slot].copy_(made)
 
         return self._slots.take(key, write)
 
@@ -143,7 +143,7 @@ class IpAdapterBank:
     def using(self, slots: Tensor, scales: Tensor) -> Iterator[None]:
         """Forwards inside have these slots, (entries,) int32, and scales, (entries,) float32."""
         now = self._now
-        now.values = self._values.index_select(0, slots)
+        now.values = self.values.index_select(0, slots)
         now.scale, now.active = scales.view(-1, 1, 1), (slots > 0).view(-1, 1, 1)
         try:
             yield

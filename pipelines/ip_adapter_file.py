@@ -7,7 +7,7 @@ The layout is the one published in h94/IP-Adapter: ``image_proj.*``, and ``ip_ad
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,10 +54,15 @@ class IpAdapter:
     #: (keys and values of all layers, width of texts): a layer's keys, its values, then the next layer's.
     matrix: Tensor
 
+    def tensors(self) -> Iterator[Tensor]:
+        """What it is made of."""
+        yield self.matrix
+        yield from self.projection.parameters()
+
     @property
     def bytes(self) -> int:
         """What it takes."""
-        return self.matrix.nbytes + sum(parameter.nbytes for parameter in self.projection.parameters())
+        return sum(tensor.nbytes for tensor in self.tensors())
 
     def values(self, features: Tensor) -> Tensor:
         """What an image encoder read, (…) -> (TOKENS, keys and values of all layers), on the features' device."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipelines.auxiliary import AuxiliaryKind, FindAuxiliary
 from pipelines.errors import InvalidRequest
+from pipelines.extras import Extras
 from pipelines.image_encoder import ImageEncoder
 from pipelines.inputs import ReadInput
 from pipelines.ip_adapter import IP_ADAPTERS
@@ -53,6 +54,7 @@ class IpAdapters:
         find: FindAuxiliary,
         read: ReadInput,
         shared: SharedComponents | None,
+        extras: Extras,
     ) -> None:
         self._dtype = dtype
         self._placement = placement
@@ -69,6 +71,19 @@ class IpAdapters:
         #: By name: what its files were when it was read, and the encoder.
         self._encoders: dict[str, tuple[Hashable, ImageEncoder]] = {}
         self._features: BytesLru[Tensor] = BytesLru(FEATURE_BYTES, lambda tensor: tensor.nbytes)
+        extras.add(self)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """See ``Extra.tensors``."""
+        encoders = (parameter for _, encoder in self._encoders.values() for parameter in encoder.model.parameters())
+        adapters = (tensor for adapter in self._adapters.values() for tensor in adapter.tensors())
+        return self._placement.there((self.bank.values, *self._features.values(), *adapters, *encoders))
+
+    def release(self) -> None:
+        """See ``Extra.release``; the pictures in the bank stay, they are small."""
+        self._adapters.clear()
+        self._encoders.clear()
+        self._features.clear()
 
     def prompt(self, request: ImageRequest, *, guided: bool) -> ImagePrompt | None:
         """The request's picture, encoded once per content; None at scale 0, which leaves no trace.

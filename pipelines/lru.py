@@ -40,3 +40,12 @@ class BytesLru(Generic[T]):
         while self._bytes > self._max_bytes and len(self._kept) > 1:
             _, oldest = self._kept.popitem(last=False)
             self._bytes -= self._size(oldest)
+
+    def values(self) -> list[T]:
+        """All that is kept, what was unused for longest first."""
+        return list(self._kept.values())
+
+    def clear(self) -> None:
+        """Forgets all."""
+        self._kept.clear()
+        self._bytes = 0

@@ -43,6 +43,7 @@ class Opening:
             placement=self._placement,
             find=self._host.find_auxiliary,
             shared=self._host.shared_for(self._spec.offload),
+            extras=self._host.extras,
         )
 
     def shared_arguments(self) -> dict[str, Any]:
@@ -56,6 +57,7 @@ class Opening:
             "read_input": self._host.read_input,
             "find_auxiliary": self._host.find_auxiliary,
             "components": self._host.shared_for(self._spec.offload),
+            "extras": self._host.extras,
             "adapting": Adapting(
                 device=self._host.device,
                 find=self._host.find_auxiliary,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import Enum, auto
 from typing import Any
 from weakref import WeakSet
 
 import torch
+from torch import Tensor
 
 from pipelines.model import Offload
 
@@ -71,6 +72,10 @@ class Placement:
                 cpu_offload(module, self.device, offload_buffers=True)
         elif part in RESIDENT[self.mode] or part is self._visiting:
             self._move(part, self.device)
+
+    def there(self, tensors: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Those that lie on the device."""
+        return (one for one in tensors if one.device.type == self.device.type)
 
     @contextlib.contextmanager
     def using(self, part: Part) -> Iterator[None]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pipelines import single_file
 from pipelines.auxiliary import AuxiliaryKind, FindAuxiliary
 from pipelines.checkpoint import Checkpoint
 from pipelines.errors import BrokenCheckpoint, Error, InvalidRequest
+from pipelines.extras import Extras
 from pipelines.folder import find_weights
 from pipelines.lru import BytesLru
 from pipelines.model import ModelSpec
@@ -41,6 +43,7 @@ class Vaes:
         placement: Placement,
         find: FindAuxiliary,
         shared: SharedComponents | None,
+        extras: Extras,
     ) -> None:
         """``upcasts``: see ``dtype_of``."""
         self.own = own
@@ -52,6 +55,16 @@ class Vaes:
         self._shared = shared
         self._kept: BytesLru[Vae] = BytesLru(KEPT_BYTES, lambda vae: vae.bytes)
         placement.add(Part.VAE, own.module)
+        extras.add(self)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """See ``Extra.tensors``: the others', not the model's own."""
+        modules = (vae.module for vae in self._kept.values())
+        return self._placement.there(weight for module in modules for weight in module.parameters())
+
+    def release(self) -> None:
+        """See ``Extra.release``."""
+        self._kept.clear()
 
     def get(self, name: str | None) -> Vae:
         """The VAE of this name; None: the model's own.

@@ -194,6 +194,8 @@ class Engine:
                 model = passes[0].request.model
                 self._fail_all(_tickets(passes), error, "a request of model %s cannot be prepared", model)
             return
+        # Adapters and VAEs may have come onto the device for them.
+        self.models.make_room(self._busy() | {passes[0].request.model})
         for one, rows in zip(passes, prepared, strict=True):
             if isinstance(rows, Error):
                 self._fail(one.ticket, rows)

@@ -15,6 +15,7 @@ from pipelines.auxiliary import FindAuxiliary, find_nothing
 from pipelines.base import Pipeline, Pixels
 from pipelines.draft import SafetyRules
 from pipelines.errors import Error, InvalidRequest
+from pipelines.extras import Extras
 from pipelines.inputs import ReadInput
 from pipelines.lora_memory import MAX_BYTES, LoraMemory
 from pipelines.model import ModelSpec, Offload
@@ -99,6 +100,7 @@ class LocalExecutor:
         self.checker = ResidentChecker(checker_files, device)
         self._shared = SharedComponents()
         self._lora_memory = LoraMemory(self._most_for_loras)
+        self._extras = Extras()
         self._device = device
         self._threads = threads
         # Twice what one forward takes: an urgent request can enter a full lane and go first.
@@ -115,7 +117,7 @@ class LocalExecutor:
             stamp=self._spec,
             check=self.checker.check,
             clock=clock,
-            beside=[self.checker],
+            beside=[self.checker, self._extras],
         )
         self._worker = Worker(self.engine)
 
@@ -302,6 +304,7 @@ class LocalExecutor:
             find_auxiliary=find if spec.demo is None else demo.finding_stand_ins(find, spec.folder.parent),
             shared=self._shared,
             lora_memory=self._lora_memory,
+            extras=self._extras,
         )
         pipeline = getattr(importlib.import_module(module), family).load(spec, host)
         assert isinstance(pipeline, Pipeline)

@@ -12,7 +12,7 @@ from pipelines.stub import StubPipeline
 from pipelines.vision import VisionRequest, VisionTask
 from server.engine.engine import Engine
 from server.engine.executors.base import Outcome
-from server.engine.models import Budget
+from server.engine.models import Beside, Budget
 from server.engine.tickets import Ticket
 
 
@@ -29,6 +29,7 @@ class Bench:
         budget: int | None = None,
         weigh: Callable[[str], int] = lambda name: 0,
         check: Check = refuse_unchecked,
+        beside: Sequence[Beside] = (),
     ) -> None:
         self.now = 0.0
         self.pipelines: dict[str, StubPipeline] = {}
@@ -46,6 +47,7 @@ class Bench:
             stamp=lambda name: self.stamps.get(name),
             weigh=weigh,
             check=check,
+            beside=beside,
             clock=lambda: self.now,
         )
         self.submitted = 0

@@ -460,6 +460,23 @@ def test_what_comes_beside_the_models_sends_idle_ones_away() -> None:
     assert models.names == ("a",)
 
 
+def test_what_preparing_brings_beside_the_models_sends_idle_ones_away() -> None:
+    class Brought:
+        """Comes with model b, as an IP-Adapter that a request asks for."""
+
+        def bytes(self) -> int:
+            return 50 if "b" in bench.pipelines else 0
+
+        def release(self) -> None: ...
+
+    bench = Bench(budget=100, weigh={"a": 30, "b": 40}.__getitem__, beside=[Brought()])
+    for model in ("a", "b"):
+        bench.submit(model=model)
+        bench.run()
+    assert bench.outcome(1)
+    assert bench.engine.stats.loaded_models == ("b",)
+
+
 def flag_dark(pictures: Sequence[Pixels], replacements: Sequence[str]) -> list[Checked | Error]:
     """Stub pictures are as bright as their seed."""
     dark = [bool(pixels.max() < 2) for pixels in pictures]

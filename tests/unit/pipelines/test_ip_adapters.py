@@ -20,6 +20,7 @@ from pipelines.auxiliary import AuxiliaryKind, find_auxiliary
 from pipelines.base import Pixels
 from pipelines.demo.unet import Wiring, sd15_unet, sdxl_unet
 from pipelines.errors import BrokenCheckpoint, InvalidRequest
+from pipelines.extras import Extras
 from pipelines.ip_adapter import IP_ADAPTERS
 from pipelines.ip_adapter_bank import MAX_IDLE, PicturedAttention
 from pipelines.ip_adapter_file import TOKENS
@@ -54,7 +55,9 @@ def picture(name: str) -> Pixels:
     return np.full((24, 40, 3), int(name), dtype=np.uint8)
 
 
-def adapters(network: Any, folder: Path, shared: SharedComponents | None = None) -> IpAdapters:
+def adapters(
+    network: Any, folder: Path, shared: SharedComponents | None = None, extras: Extras | None = None
+) -> IpAdapters:
     return IpAdapters(
         network,
         dtype=torch.float32,
@@ -62,6 +65,7 @@ def adapters(network: Any, folder: Path, shared: SharedComponents | None = None)
         find=partial(find_auxiliary, folder),
         read=picture,
         shared=shared,
+        extras=extras or Extras(),
     )
 
 
@@ -299,5 +303,26 @@ def test_an_encoder_that_has_become_another_reads_pictures_anew(unet: Any, mine:
     save_file({name: tensor * 1.5 for name, tensor in load_file(file).items()}, file, {"format": "pt"})
     other = take(ours, PLAIN, guided=False)
     assert other != slot
-    values = ours.bank._values
+    values = ours.bank.values
     assert not torch.equal(values[slot[0]], values[other[0]])
+
+
+def test_what_adapters_and_encoders_take_counts_once_and_can_be_let_go(unet: Any, data: Path) -> None:
+    extras, shared = Extras(), SharedComponents()
+    one, other = adapters(unet, data, shared, extras), adapters(unet, data, shared, extras)
+    empty = extras.bytes()
+    prompt = one.prompt(wish(PLAIN), guided=False)
+    assert prompt is not None
+    encoder = sum(parameter.nbytes for parameter in one._encoders["vit-h"][1].model.parameters())
+    first = extras.bytes() - empty
+    assert first == prompt.adapter.bytes + prompt.positive.nbytes + encoder
+    other.prompt(wish(PLAIN), guided=False)
+    # The encoder is one for both.
+    assert extras.bytes() - empty == 2 * first - encoder
+    extras.release()
+    assert extras.bytes() == empty
+    # A row on its way has what it needs, and the next one reads it again.
+    assert one.take(prompt) == take(one, PLAIN, guided=False)
+    del one, other, prompt
+    gc.collect()
+    assert extras.bytes() == 0

@@ -19,6 +19,7 @@ from pipelines.auxiliary import find_auxiliary
 from pipelines.base import Pixels, Row
 from pipelines.demo.vae import swapped
 from pipelines.errors import InvalidRequest, NonFinite
+from pipelines.extras import Extras
 from pipelines.host import Host
 from pipelines.images import Posterior
 from pipelines.model import ModelSpec, Offload
@@ -38,13 +39,21 @@ def read_red(name: str) -> Pixels:
     return RED
 
 
-def load(data: Path, folder: Path, *, shared: SharedComponents | None = None, **spec: Any) -> StableDiffusion15:
+def load(
+    data: Path,
+    folder: Path,
+    *,
+    shared: SharedComponents | None = None,
+    extras: Extras | None = None,
+    **spec: Any,
+) -> StableDiffusion15:
     host = Host(
         device=torch.device("cpu"),
         slots=8,
         read_input=read_red,
         find_auxiliary=partial(find_auxiliary, data),
         shared=shared,
+        extras=extras or Extras(),
     )
     return StableDiffusion15.load(ModelSpec(id="sd15", family="sd15", folder=folder, **spec), host)
 
@@ -303,3 +312,14 @@ def test_a_vae_that_decodes_to_no_numbers_fails_the_row_instead_of_drawing_black
     for one in (row, other):
         pipeline.leave(one)
     assert isinstance(failed, NonFinite) and isinstance(sound, np.ndarray)
+
+
+def test_other_vaes_count_beside_the_models_and_their_own_do_not(data: Path, sd15_folder: Path) -> None:
+    extras = Extras()
+    pipeline = load(data, sd15_folder, extras=extras)
+    assert extras.bytes() == 0
+    vae = pipeline.vaes.get("swapped")
+    assert extras.bytes() == vae.bytes
+    extras.release()
+    assert extras.bytes() == 0
+    assert pipeline.vaes.get("swapped") is not vae
