@@ -200,7 +200,7 @@ class Service:
         if job is None or job.state.terminal:
             return job
         cancelled = await self._jobs.cancel(job.id, now=time.time())
-        self._interrupt(job.id, cancelled)
+        self._settle(job.id, cancelled)
         return cancelled or await self._jobs.get(job.id)
 
     async def clear_queue(self) -> int:
@@ -290,8 +290,9 @@ class Service:
         self._pump()
 
     def _settle(self, job_id: int, final: Job | None) -> None:
-        """Frees the job's place and wakes who waits; whoever made the job terminal passes it, and it is told once."""
-        self._generations.pop(job_id, None)
+        """Ends the job's drawing, frees its place, wakes who waits; who made it terminal passes it: it is told once."""
+        if (generation := self._generations.pop(job_id, None)) is not None:
+            generation.cancel()
         if (entry := self._open.pop(job_id, None)) is not None:
             self._backlog.drop(job_id)
             self._backlog.free(entry.owner)
@@ -300,11 +301,6 @@ class Service:
                 entry.settled.set()
         if final is not None:
             self._notices.send(final)
-
-    def _interrupt(self, job_id: int, final: Job | None) -> None:
-        if (generation := self._generations.get(job_id)) is not None:
-            generation.cancel()
-        self._settle(job_id, final)
 
     # One job
 
@@ -379,7 +375,7 @@ class Service:
 
     async def _clear(self, job_id: int) -> Job | None:
         final = await self._jobs.fail(job_id, code="cleared", message="The queue was cleared.", now=time.time())
-        self._interrupt(job_id, final)
+        self._settle(job_id, final)
         return final
 
     async def _begin(self, job_id: int) -> Job | None:

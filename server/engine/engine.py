@@ -103,8 +103,7 @@ class Engine:
         self._receive()
         self._drop_ended()
         self._admit()
-        granted = self.wishes.grant(self.models, self._busy)
-        if granted:
+        if granted := self.wishes.grant(self.models, self._busy):
             self._last_step_end = None
         choice = self._lanes.choose()
         if choice is not None:
