@@ -20,8 +20,9 @@ from server.api.dialect import Context, Dialect, load_dialects
 from server.api.errors import Owners, install
 from server.api.files import Files
 from server.api.health import Health
-from server.catalog import Catalog
+from server.catalog import Catalog, Source
 from server.catalog.auxiliaries import Auxiliaries
+from server.catalog.auxiliary_files import AuxiliaryFile
 from server.config import ROOT, Settings
 from server.database.connect import Database
 from server.engine.executors.base import Executor
@@ -109,7 +110,14 @@ def build_parts(
         guard=guard,
         service=service,
         preloads=Preloads(executor),
-        shelf=Shelf(settings.data, guard, catalog, webhooks, partial(_pull, catalog, settings.data)),
+        shelf=Shelf(
+            settings.data,
+            guard,
+            catalog,
+            webhooks,
+            partial(_pull, catalog, settings.data),
+            partial(_pull_vae, settings.data),
+        ),
         janitor=Janitor(
             jobs,
             images,
@@ -257,6 +265,19 @@ def _pull(catalog: Catalog, data: Path, model: str) -> None:
 
     try:
         pull(model, catalog, {}, data, Silence(), checker=False)
+    except PullError as error:
+        raise Unavailable(str(error)) from error
+
+
+def _pull_vae(data: Path, name: str, hub: str) -> None:
+    """Fetches a repository that is a VAE in diffusers' layout into ``data``. Raises ``Unavailable``."""
+    from server.pull import PullError
+    from server.pull.auxiliary import pull_auxiliary
+    from server.pull.silence import Silence
+
+    source = Source(hub=hub, files=["config.json", "diffusion_pytorch_model*.safetensors"])
+    try:
+        pull_auxiliary(AuxiliaryFile(id=name, kind="vae", source=source), {}, data, Silence())
     except PullError as error:
         raise Unavailable(str(error)) from error
 

@@ -42,6 +42,8 @@ _MODELS = "models"
 
 #: Fetches a configured model from the hub, by id; blocks. Raises an error whose text may be shown.
 Pull = Callable[[str], None]
+#: The same for a VAE in diffusers' layout: the name it gets, and the repository.
+PullVae = Callable[[str, str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +53,7 @@ class Addition:
     name: str
     #: One safetensors file.
     url: str | None = None
-    #: Of a model in diffusers' folders: owner/name on the hub.
+    #: Of a model in diffusers' folders, or a VAE that is one: owner/name on the hub.
     hub: str | None = None
     #: None: a model.
     kind: AuxiliaryKind | None = None
@@ -69,12 +71,15 @@ class Addition:
 class Shelf:
     """The data folder's weights. ``start`` before use, ``close`` at the end; what was being fetched then is gone."""
 
-    def __init__(self, data: Path, guard: Guard, catalog: Catalog, webhooks: Webhooks, pull: Pull) -> None:
+    def __init__(
+        self, data: Path, guard: Guard, catalog: Catalog, webhooks: Webhooks, pull: Pull, pull_vae: PullVae
+    ) -> None:
         self._data = data
         self._guard = guard
         self._catalog = catalog
         self._webhooks = webhooks
         self._pull = pull
+        self._pull_vae = pull_vae
         self._coming: dict[tuple[str, str], asyncio.Task[None]] = {}
         # One after the other: two would share the line, and each believe that the free disk is its own.
         self._turn = asyncio.Lock()
@@ -136,7 +141,7 @@ class Shelf:
 
     def _refuse_taken(self, addition: Addition) -> None:
         folder = self._data / addition.folder
-        if addition.hub is not None and self._was_begun(addition):
+        if addition.kind is None and addition.hub is not None and self._was_begun(addition):
             return
         if addition.kind is not None:
             taken = find_in(folder, addition.name) is not None
@@ -185,6 +190,8 @@ class Shelf:
         if addition.url is not None:
             await self._download(addition.url, folder, f"{addition.name}{SUFFIX}")
         if addition.kind is not None:
+            if addition.hub is not None:
+                await _in_background(partial(self._pull_vae, addition.name, addition.hub), name=f"pull {addition.name}")
             return
         origin = f'source.hub = "{addition.hub}"' if addition.hub else f'weights.file = "{addition.name}{SUFFIX}"'
         text = f'id = "{addition.name}"\nfamily = "{addition.family}"\n{origin}\n'

@@ -229,3 +229,15 @@ async def test_a_cleared_queue_ends_all_that_waits_and_tells_the_webhooks(serve:
         api.executor.release()
         after = (await api.text2img()).json()["id"]
         assert (await api.fetch(after, wait=5)).json()["status"] == "success"
+
+
+async def test_request_count_is_answered_thirty_times_a_minute(api: Any) -> None:
+    path, params = "/api/v6/processing/request_count", {"key": api.key}
+    answers = [await api.client.get(path, params=params) for _ in range(31)]
+    assert [one.status_code for one in answers] == [200] * 30 + [429]
+    refused = answers[-1]
+    assert refused.json()["message"] == "Rate limit exceeded. Maximum 30 requests per minute."
+    assert 0 < int(refused.headers["retry-after"]) <= 60
+    assert "x-ratelimit-reset" in refused.headers
+    other = await api.parts.keys.add("other")
+    assert (await api.client.post(path, json={"key": other})).status_code == 200

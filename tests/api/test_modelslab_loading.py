@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
@@ -40,6 +41,49 @@ async def test_a_vae_can_be_loaded(serve: Serve) -> None:
     async with offering(weights()) as url, serve(allow_private_hosts=("127.0.0.1",)) as api:
         answer = await call(api, "/v1/enterprise/load_vae", vae_id="sharp", vae_url=url, vae_type="safetensors")
         assert answer.json()["message"] == "VAE load started"
+
+
+@pytest.mark.parametrize(
+    ("url", "kind"),
+    [
+        ("stabilityai/sd-vae-ft-mse", None),
+        ("https://huggingface.co/stabilityai/sd-vae-ft-mse", "diffusers"),
+    ],
+)
+async def test_a_vae_may_be_a_repository(api: Any, monkeypatch: pytest.MonkeyPatch, url: str, kind: str | None) -> None:
+    pulled = asyncio.Queue[tuple[str, str]]()
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(api.parts.shelf, "_pull_vae", lambda *pair: loop.call_soon_threadsafe(pulled.put_nowait, pair))
+    answer = await call(api, "/v1/enterprise/load_vae", vae_id="mse", vae_url=url, vae_type=kind)
+    assert answer.json()["message"] == "VAE load started"
+    async with asyncio.timeout(10):
+        assert await pulled.get() == ("mse", "stabilityai/sd-vae-ft-mse")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"vae_url": None}, "vae_url is required"),
+        ({"vae_type": "diffusers"}, "vae_url must be owner/name on the hub for diffusers"),
+        (
+            {"vae_type": "pt"},
+            "vae_type must be safetensors or diffusers: other formats can run code when they are opened",
+        ),
+    ],
+)
+async def test_a_vae_that_cannot_be_loaded_is_refused(api: Any, fields: dict[str, Any], message: str) -> None:
+    plain = {"vae_url": "https://example.com/mse.safetensors", "vae_id": "mse"}
+    answer = await call(api, "/v1/enterprise/load_vae", **{**plain, **fields})
+    assert (answer.status_code, answer.json()["message"], answer.json()["code"]) == (400, message, 400)
+
+
+@pytest.mark.parametrize("path", LOAD_MODEL)
+async def test_errors_of_loading_hold_a_number(api: Any, path: str) -> None:
+    plain = await api.parts.keys.add("plain")
+    refused = [await call(api, path, key=key) for key in (api.key, "wrong", plain)]
+    assert [one.status_code for one in refused] == [400, 401, 403]
+    assert [one.json()["code"] for one in refused] == [400, 401, 403]
+    assert "code" not in (await call(api, "/v6/images/text2img")).json()
 
 
 @pytest.mark.parametrize(

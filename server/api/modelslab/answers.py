@@ -7,11 +7,12 @@ from typing import NoReturn
 
 from fastapi.responses import Response
 
-from pipelines.errors import InvalidRequest
-from server.api.dialect import STATUS, JSONBytes
+from pipelines.errors import Error, InvalidRequest
+from server.api.dialect import STATUS, JSONBytes, extra_headers, status_of
 from server.api.modelslab import render
+from server.api.modelslab.schemas import Options
 from server.api.modelslab.visit import NAME, Visit
-from server.errors import NotFound
+from server.errors import NotFound, QueueFull
 from server.jobs.base import Job, JobState
 from server.storage.encoded import read_encoded
 
@@ -44,6 +45,15 @@ async def answer(visit: Visit, job: Job, *, failed_status: str) -> Response:
     code = "cancelled" if job.state is JobState.CANCELLED else job.error_code or ""
     status = 200 if visit.options.legacy_http_200 else STATUS.get(code, 500)
     return JSONBytes(render.failure(job, failed_status), status_code=status)
+
+
+def refused(error: Error, options: Options, **more: object) -> Response:
+    """A call that became no job; ``more`` goes into the body."""
+    headers = extra_headers(error)
+    if isinstance(error, QueueFull):
+        headers |= render.rate_limit_headers(error)
+    status = 200 if options.legacy_http_200 else status_of(error)
+    return JSONBytes(render.refusal(error) | more, status_code=status, headers=headers)
 
 
 async def _inline(visit: Visit, job: Job) -> dict[str, list[str]]:

@@ -9,12 +9,12 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 
 from pipelines.errors import Error
-from server.api.dialect import Context, JSONBytes, extra_headers, status_of
+from server.api.dialect import Context
 from server.api.modelslab import render
+from server.api.modelslab.answers import refused
 from server.api.modelslab.routes import make_router
 from server.api.modelslab.schemas import Options
 from server.api.modelslab.visit import NAME
-from server.errors import QueueFull
 from server.jobs.base import Job
 
 
@@ -50,11 +50,7 @@ class ModelsLab:
 
     def render_error(self, error: Error) -> Response:
         """``status: error`` with ``message`` and its misspelt twin."""
-        headers = extra_headers(error)
-        if isinstance(error, QueueFull):
-            headers |= render.rate_limit_headers(error)
-        status = 200 if self._options.legacy_http_200 else status_of(error)
-        return JSONBytes(render.refusal(error), status_code=status, headers=headers)
+        return refused(error, self._options)
 
     def webhook_body(self, job: Job) -> bytes:
         """``success`` or ``failed``."""

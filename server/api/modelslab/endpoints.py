@@ -46,6 +46,10 @@ class Endpoint:
     answer: Mapping[str, Any] = field(default_factory=dict)
     #: A body.
     example: dict[str, Any] = field(default_factory=dict)
+    #: Calls of one key; None: as many as come.
+    per_minute: int | None = None
+    #: Errors hold their HTTP status as ``code``, too.
+    coded: bool = False
 
 
 def _under(*prefixes: str, name: str) -> tuple[str, ...]:
@@ -171,8 +175,16 @@ def _upscales() -> Iterator[Endpoint]:
 
 def _account() -> Iterator[Endpoint]:
     both = ("POST", "GET")
+    yield Endpoint(
+        name="request_count",
+        summary="How many requests are not done; 30 times a minute.",
+        paths=("/v6/processing/request_count",),
+        handle=account.request_count,
+        methods=both,
+        scope=None,
+        per_minute=30,
+    )
     rows = (
-        ("request_count", "How many requests are not done.", account.request_count, "/v6/processing/request_count"),
         ("assets_generated", "Finished requests, in pages.", account.assets_generated, "/v6/assets_generated"),
         ("clear_cache", "Nothing is cached that could be out of date.", account.clear_cache, "/v5/clear_cache"),
         ("wallet_balance", "A stub: nothing is charged.", account.wallet_balance, "/wallet_balance"),
@@ -192,6 +204,7 @@ def _loading() -> Iterator[Endpoint]:
         handle=loading.load_model,
         scope=Scope.MODELS_WRITE,
         schema=loading.LOAD_MODEL_SCHEMA,
+        coded=True,
     )
     yield Endpoint(
         name="load_vae",
@@ -200,6 +213,7 @@ def _loading() -> Iterator[Endpoint]:
         handle=loading.load_vae,
         scope=Scope.MODELS_WRITE,
         schema=loading.LOAD_VAE_SCHEMA,
+        coded=True,
     )
 
 

@@ -57,7 +57,11 @@ LOAD_MODEL_SCHEMA: dict[str, Any] = {
 LOAD_VAE_SCHEMA: dict[str, Any] = {
     "type": "object",
     "required": ["vae_url", "vae_id"],
-    "properties": {"vae_id": _TEXT, "vae_url": _TEXT, "vae_type": {"type": "string", "enum": ["safetensors"]}},
+    "properties": {
+        "vae_id": _TEXT,
+        "vae_url": {"type": "string", "description": "A safetensors file; for diffusers owner/name on the hub."},
+        "vae_type": {"type": "string", "enum": ["safetensors", "diffusers"]},
+    },
 }
 
 
@@ -80,7 +84,7 @@ async def load_model(visit: Visit) -> dict[str, Any]:
     addition = Addition(
         name=name,
         url=None if is_hub else url,
-        hub=_hub_name(url) if is_hub else None,
+        hub=_hub_name(url, "url") if is_hub else None,
         kind=kind,
         family=None if kind else _read_family(visit),
     )
@@ -90,9 +94,14 @@ async def load_model(visit: Visit) -> dict[str, Any]:
 async def load_vae(visit: Visit) -> dict[str, Any]:
     """Begins to fetch a VAE; see ``load_model``."""
     url, name = _read(visit, "vae_url", "url"), _read(visit, "vae_id", "model_id")
-    if _read_format(visit, url, "vae_type", "model_format") == "diffusers":
-        raise InvalidRequest("A vae must be a safetensors file", field="vae_type")
-    return _begin(visit, Addition(name=name, url=url, kind=AuxiliaryKind.VAE), "VAE load started")
+    is_hub = _read_format(visit, url, "vae_type", "model_format") == "diffusers"
+    addition = Addition(
+        name=name,
+        url=None if is_hub else url,
+        hub=_hub_name(url, "vae_url") if is_hub else None,
+        kind=AuxiliaryKind.VAE,
+    )
+    return _begin(visit, addition, "VAE load started")
 
 
 async def delete_model(visit: Visit) -> dict[str, Any]:
@@ -151,8 +160,8 @@ def _read_format(visit: Visit, url: str, *names: str) -> str:
     return "diffusers" if _HUB.fullmatch(url) and not url.endswith(_SUFFIX) else "safetensors"
 
 
-def _hub_name(url: str) -> str:
+def _hub_name(url: str, field: str) -> str:
     found = _HUB.fullmatch(url)
     if found is None:
-        raise InvalidRequest("url must be owner/name on the hub for diffusers", field="url")
+        raise InvalidRequest(f"{field} must be owner/name on the hub for diffusers", field=field)
     return found[1]

@@ -7,13 +7,16 @@ from collections.abc import Awaitable, Callable
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from pipelines.errors import Error
 from server.api.deps import authenticate, base_url, offered_key
-from server.api.dialect import Context, JSONBytes
+from server.api.dialect import Context, JSONBytes, status_of
+from server.api.modelslab.answers import refused
 from server.api.modelslab.body import read_fields
 from server.api.modelslab.documentation import describe
 from server.api.modelslab.endpoints import ENDPOINTS, Endpoint
 from server.api.modelslab.schemas import Options
 from server.api.modelslab.segments import SEGMENTS
+from server.api.modelslab.throttle import Throttle
 from server.api.modelslab.visit import Visit
 from server.errors import NotFound
 
@@ -42,7 +45,9 @@ def make_router(context: Context, options: Options) -> APIRouter:
 
 
 def _serving(endpoint: Endpoint, context: Context, options: Options) -> Callable[[Request], Awaitable[Response]]:
-    async def serve(request: Request) -> Response:
+    throttle = None if endpoint.per_minute is None else Throttle(per_minute=endpoint.per_minute)
+
+    async def visited(request: Request) -> Response:
         fields = await read_fields(request)
         visit = Visit(
             context=context,
@@ -54,7 +59,15 @@ def _serving(endpoint: Endpoint, context: Context, options: Options) -> Callable
         )
         if visit.path.get("segment", "images") not in SEGMENTS:
             raise NotFound("Not found")
+        if throttle is not None:
+            throttle.admit(visit.caller.id)
         answer = await endpoint.handle(visit)
         return answer if isinstance(answer, Response) else JSONBytes(answer)
 
-    return serve
+    async def coded(request: Request) -> Response:
+        try:
+            return await visited(request)
+        except Error as error:
+            return refused(error, options, code=status_of(error))
+
+    return coded if endpoint.coded else visited

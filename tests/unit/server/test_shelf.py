@@ -69,11 +69,17 @@ async def offering(body: bytes, gate: asyncio.Event | None = None) -> AsyncItera
 class Bench:
     """A shelf over an empty data folder and the shipped configurations."""
 
-    def __init__(self, data: Path, pull: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        data: Path,
+        pull: Callable[[str], None] | None = None,
+        pull_vae: Callable[[str, str], None] = lambda name, hub: None,
+    ) -> None:
         self.data = data
         self.catalog = Catalog.load(configs=ROOT / "configs", data=data, families=FAMILIES)
         guard = Guard(("127.0.0.1",))
-        self.shelf = Shelf(data, guard, self.catalog, Webhooks(guard, delays_s=()), pull or (lambda name: None))
+        webhooks = Webhooks(guard, delays_s=())
+        self.shelf = Shelf(data, guard, self.catalog, webhooks, pull or (lambda name: None), pull_vae)
 
     async def add(self, **values: Any) -> dict[str, str]:
         """What the webhook was told."""
@@ -255,6 +261,25 @@ async def test_a_pull_that_fails_leaves_no_model_file(tmp_path: Path) -> None:
     await bench.shelf.start()
     assert (await bench.add(hub="owner/repo", family="sd15"))["message"] == "owner/repo is not there"
     assert bench.files() == []
+
+
+async def test_a_vae_is_pulled_as_a_folder(tmp_path: Path) -> None:
+    pulled: list[tuple[str, str]] = []
+
+    def pull_vae(name: str, hub: str) -> None:
+        pulled.append((name, hub))
+        folder = tmp_path / "vaes" / name
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        (folder / "diffusion_pytorch_model.safetensors").write_bytes(weights())
+
+    bench = Bench(tmp_path, pull_vae=pull_vae)
+    await bench.shelf.start()
+    told = await bench.add(name="sharp", hub="owner/vae", kind=AuxiliaryKind.VAE)
+    assert (told["status"], pulled) == ("success", [("sharp", "owner/vae")])
+    for origin in ({"hub": "owner/vae"}, {"url": "http://127.0.0.1:1/x"}):
+        with pytest.raises(InvalidRequest, match="here already"):
+            bench.shelf.add(Addition(name="Sharp", kind=AuxiliaryKind.VAE, **origin))
 
 
 # Removal
