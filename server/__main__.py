@@ -273,7 +273,8 @@ def _welcome(parts: Parts, listener: socket.socket) -> str:
         lines.append(f"API key: {key}")
     elif parts.keys.used_file is not None:
         lines.append(f"API key: in {parts.keys.used_file}")
-    body = {"key": key or "YOUR_KEY", "prompt": "a red bridge"} | ({"model_id": models[0].id} if models else {})
+    model = parts.catalog.example()
+    body = {"key": key or "YOUR_KEY", "prompt": "a red bridge"} | ({} if model is None else {"model_id": model.id})
     lines.append(
         f"Try: curl -s {address}/api/v6/images/text2img -H 'Content-Type: application/json' -d '{json.dumps(body)}'"
     )

@@ -167,6 +167,11 @@ class Catalog:
         """The model of ``resolve`` without a name."""
         return self.resolve().model
 
+    def example(self) -> ModelSpec | None:
+        """One that draws from a prompt alone: with weights if there is one, else the best known stand-in."""
+        drawing = [model for model in self.models() if Task.TEXT2IMG in model.tasks]
+        return min(drawing, key=lambda model: (model.demo is not None, model.id != _STAND_IN), default=None)
+
     def models(self) -> tuple[ModelSpec, ...]:
         """All that are offered, by id."""
         self._refresh()

@@ -212,6 +212,7 @@ def test_serve_says_how_to_use_it_and_stops_on_sigterm(tmp_path: Path) -> None:
     assert re.match(r"latentd is listening on http://127\.0\.0\.1:\d+\n", said)
     assert f"API key: {key}\n" in said
     assert "Demo models stand in" in said
+    assert '"model_id": "sd15"' in said
     assert f'"key": "{key}"' in said
     again = start_and_stop(tmp_path)
     assert key not in again
