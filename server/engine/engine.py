@@ -265,10 +265,8 @@ class Engine:
         # On a device that runs behind the host a step's own duration is the launching only; between the ends of
         # consecutive steps, with nothing else done between them, lies what the device needed.
         self._lanes.stepped(choice, seconds=now - (self._last_step_end or began))
-        self._last_step_end = now
-        if watched:
-            self.previews.develop(watched)
-            self._last_step_end = None
+        self._last_step_end = None if watched else now
+        self.previews.develop(watched)
         self._rows_per_forward[len(rows)] += 1
         self._row_steps += len(rows)
         for row in failed:

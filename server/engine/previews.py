@@ -59,8 +59,10 @@ class Previews:
             one.ticket.shown_at[one.sample + row.index] = now
         return Watched(glimpse=glimpse, passes=passes, steps=tuple(row.step + 1 for row in glimpse.rows))
 
-    def develop(self, watched: Watched) -> None:
+    def develop(self, watched: Watched | None) -> None:
         """After the step, if it was applied."""
+        if watched is None:
+            return
         try:
             watched.glimpse.develop()
         except Exception as error:
