@@ -55,7 +55,9 @@ def pull(
     names: Annotated[
         list[str], typer.Argument(metavar="NAME...", help="Models, what is beside models, or hub ids: owner/name.")
     ],
-    family: Annotated[str | None, typer.Option(help="For a hub id in no model file: sd15, sdxl, flux.")] = None,
+    family: Annotated[
+        str | None, typer.Option(help="For a hub id in no model file: sd15, sdxl, flux, florence2.")
+    ] = None,
     update: Annotated[bool, typer.Option("--update", help="Move to the newest commit.")] = False,
     no_checker: Annotated[bool, typer.Option("--no-checker", help="Leave the safety checker out.")] = False,
     config: _Config = None,
@@ -137,7 +139,9 @@ def replay(
     key: Annotated[
         str | None, typer.Option(help="API key; default the data folder's.", envvar="LATENTD_API_KEY")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="File for the new picture; default FILE.replay.png.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File for the new picture; default FILE with .replay before its ending.")
+    ] = None,
     config: _Config = None,
     data: _Data = None,
 ) -> None:
@@ -150,7 +154,7 @@ def replay(
     settings = _load(config, data=data)
     key_file = settings.data / "api_key"
     key = key or (key_file.read_text().strip() if key_file.is_file() else "")
-    target = out or file.with_name(f"{file.stem}.replay.png")
+    target = out or file.with_name(f"{file.stem}.replay{file.suffix}")
     address = url or settings.public_url or f"http://{settings.host}:{settings.port}"
     try:
         with httpx2.Client(base_url=address, headers={"X-API-Key": key}, timeout=60) as client:

@@ -42,11 +42,11 @@ def replay(file: Path, client: httpx2.Client, *, say: Callable[[str], None]) -> 
 
     Blocks until it is drawn. Raises ``ReplayError``.
     """
-    texts, old = _open(file)
+    texts, old, kind = _open(file)
     if RECORD in texts:
-        job = _repeat(client, texts[RECORD])
+        job = _repeat(client, texts[RECORD], kind)
     elif PARAMETERS in texts:
-        job = _draw(client, texts[PARAMETERS], say)
+        job = _draw(client, texts[PARAMETERS], kind, say)
     else:
         raise ReplayError(f"{file} says nothing about how it was drawn.")
     job = _wait(client, job)
@@ -56,26 +56,27 @@ def replay(file: Path, client: httpx2.Client, *, say: Callable[[str], None]) -> 
     return Replayed(data=answer.content, warnings=job["warnings"], difference=_compare(old, new))
 
 
-def _open(file: Path) -> tuple[dict[str, str], Any]:
+def _open(file: Path) -> tuple[dict[str, str], Any, str]:
+    """Texts, pixels, and the kind of file that the new picture is to be: JPEG and WebP change what was drawn."""
     try:
         with Image.open(file, formats=("PNG", "JPEG", "WEBP")) as image:
-            return read_texts(image), np.asarray(image.convert("RGB"))
+            return read_texts(image), np.asarray(image.convert("RGB")), str(image.format).lower()
     except OSError as error:
         raise ReplayError(f"{file} cannot be read as a PNG, JPEG or WebP picture: {error}") from None
 
 
-def _repeat(client: httpx2.Client, text: str) -> dict[str, Any]:
+def _repeat(client: httpx2.Client, text: str, kind: str) -> dict[str, Any]:
     try:
         record = orjson.loads(text)
         if record["version"] != _VERSION:
             raise ReplayError("The picture was drawn by a newer latentd.")
-        body = {"request": record["request"], "inputs_of": record["job"]}
+        body = {"request": record["request"], "inputs_of": record["job"], "output_format": kind}
     except (orjson.JSONDecodeError, KeyError, TypeError):
         raise ReplayError("The picture's record is damaged.") from None
     return _answer(client.post, "/v1/jobs", body)
 
 
-def _draw(client: httpx2.Client, text: str, say: Callable[[str], None]) -> dict[str, Any]:
+def _draw(client: httpx2.Client, text: str, kind: str, say: Callable[[str], None]) -> dict[str, Any]:
     """Foreign texts give no more than a call does; what they leave open is the server's to choose."""
     fields, unread = parse(text)
     say("No record of latentd's: drawn by AUTOMATIC1111's text, so the picture will differ.")
@@ -85,7 +86,8 @@ def _draw(client: httpx2.Client, text: str, say: Callable[[str], None]) -> dict[
     if (model := fields.get("model_id")) is not None and model not in known:
         say(f"There is no model {model!r} here: the server's default draws.")
         del fields["model_id"]
-    answer = _answer(client.post, "/api/v6/images/text2img", {**fields, "instant_response": "yes"})
+    more = {"instant_response": "yes", "output_format": kind}
+    answer = _answer(client.post, "/api/v6/images/text2img", {**fields, **more})
     return {"id": answer["id"]}
 
 

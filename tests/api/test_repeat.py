@@ -118,6 +118,17 @@ async def test_inputs_are_drawn_from_again(api: Any, task: str) -> None:
     assert job["request"]["image"] is not None
 
 
+async def test_a_picture_that_was_made_larger_is_made_so_again(api: Any) -> None:
+    call = {"key": api.key, "init_image": picture(), "scale": 4, "model_id": "RealESRGAN_x4plus"}
+    body = (await api.client.post("/api/v6/image_editing/super_resolution", json=call)).json()
+    record = (await read(api, body["output"][0]))["latentd"]
+    job = await finish(api, await repeat(api, record))
+    assert (job["request"], job["warnings"]) == (record["request"], [])
+    assert (job["request"]["model"], job["request"]["width"]) == ("upscaler:RealESRGAN_x4plus", 256)
+    refusal = await repeat(api, {"job": None, "request": record["request"] | {"image": None}})
+    assert refusal.json()["error"]["message"] == "request must have an image"
+
+
 async def test_inputs_that_are_gone_or_of_others_are_said_to_be_gone(api: Any) -> None:
     call = {"key": api.key, "model_id": "sd15", "prompt": "x", "init_image": picture()}
     body = (await api.client.post("/api/v6/images/img2img", json=call)).json()

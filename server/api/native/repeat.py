@@ -11,9 +11,12 @@ from typing import Any
 from fastapi import Request
 from pydantic import TypeAdapter, ValidationError
 
+from pipelines.complete import choose_safety
 from pipelines.draft import Completed, Defaults, ImageDraft
 from pipelines.errors import InvalidRequest
+from pipelines.finishing import choose_upscale
 from pipelines.request import ImageRequest
+from pipelines.upscalers import PREFIX, Upscaling
 from schedulers.registry import SPACINGS
 from server.api.body import parse_json
 from server.api.deps import base_url
@@ -67,10 +70,8 @@ async def repeat(context: Context, caller: ApiKey, request: Request) -> Job:
     """Stores the job. Warnings name whatever is not as it was. Raises ``InvalidRequest``, ``InputGone`` …"""
     call = _read(await request.body())
     stored = await _find_inputs(context, caller, call)
-    found = context.catalog.resolve(call.request.model)
-    draft = _draft(call.request, stored.get(call.request.image or ""))
-    completed = context.complete(draft, found.model, Defaults())
-    warnings = (*found.warnings, *completed.warnings, *_differences(call.request, completed))
+    completed = _complete(context, call.request, stored.get(call.request.image or ""))
+    warnings = (*completed.warnings, *_differences(call.request, completed))
     return await context.service.submit(
         replace(completed, warnings=warnings),
         owner=caller.id,
@@ -132,6 +133,31 @@ async def _find_inputs(context: Context, caller: ApiKey, call: Repeat) -> dict[s
     if own is None or not wanted <= _digests(own.request):
         raise InputGone
     return {digest: await context.inputs.find(digest) for digest in wanted}
+
+
+def _complete(context: Context, request: ImageRequest, image: StoredInput | None) -> Completed:
+    draft = _draft(request, image)
+    if request.model.startswith(PREFIX):
+        return _enlarge(context, request, draft)
+    found = context.catalog.resolve(request.model)
+    completed = context.complete(draft, found.model, Defaults())
+    return replace(completed, warnings=(*found.warnings, *completed.warnings))
+
+
+def _enlarge(context: Context, request: ImageRequest, draft: ImageDraft) -> Completed:
+    """A picture that was made larger, and not drawn."""
+    if draft.image is None or draft.image_size is None:
+        raise InvalidRequest("request must have an image", field="request")
+    warnings: list[str] = []
+    upscaling = Upscaling(
+        upscaler=context.catalog.get(request.model).id,
+        image=draft.image,
+        size=draft.image_size,
+        factor=choose_upscale(request.width // draft.image_size[0], draft.image_size, warnings),
+        seed=request.seed,
+        safety=choose_safety(draft, context.safety_rules(), warnings),
+    )
+    return Completed(request=upscaling.request(), warnings=tuple(warnings))
 
 
 def _digests(values: Mapping[str, object]) -> set[str]:

@@ -26,24 +26,25 @@ CLIENT = httpx2.Client(transport=httpx2.MockTransport(offline), base_url="http:/
 
 def asked(file: Path, **texts: str) -> dict[str, object]:
     """What the server was sent; it refuses all, and says so."""
-    file.write_bytes(encode(np.zeros((8, 8, 3), np.uint8), Encoding(text=texts)))
+    file.write_bytes(encode(np.zeros((8, 8, 3), np.uint8), Encoding(extension=file.suffix[1:], text=texts)))
     with pytest.raises(ReplayError, match=r"The server refused: (.*)") as caught:
         replay(file, CLIENT, say=lambda text: None)
     found: dict[str, object] = json.loads(str(caught.value).removeprefix("The server refused: "))
     return found
 
 
-def test_a_record_is_sent_as_it_is(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("extension", "kind"), [("png", "png"), ("jpg", "jpeg"), ("webp", "webp")])
+def test_a_record_is_sent_as_it_is(tmp_path: Path, extension: str, kind: str) -> None:
     record = json.dumps({"version": 1, "job": 7, "request": {"prompt": "x"}})
-    body = {"request": {"prompt": "x"}, "inputs_of": 7}
-    sent = asked(tmp_path / "a.png", **{RECORD: record, PARAMETERS: "other"})
+    body = {"request": {"prompt": "x"}, "inputs_of": 7, "output_format": kind}
+    sent = asked(tmp_path / f"a.{extension}", **{RECORD: record, PARAMETERS: "other"})
     assert sent == {"path": "/v1/jobs", "body": body}
 
 
 @pytest.mark.parametrize(("model", "sent"), [("sd15", {"model_id": "sd15"}), ("other", {})])
 def test_a_foreign_text_becomes_a_call(tmp_path: Path, model: str, sent: dict[str, str]) -> None:
     found = asked(tmp_path / "a.png", **{PARAMETERS: f"x\nSteps: 3, Model: {model}"})
-    body = {"prompt": "x", "num_inference_steps": "3", "instant_response": "yes", **sent}
+    body = {"prompt": "x", "num_inference_steps": "3", "instant_response": "yes", "output_format": "png", **sent}
     assert found == {"path": "/api/v6/images/text2img", "body": body}
 
 
