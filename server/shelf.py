@@ -199,6 +199,8 @@ class Shelf:
         await asyncio.to_thread(write_file, file, text.encode())
         if addition.hub is None:
             return
+        # What is pulled is found by its file.
+        await asyncio.to_thread(self._catalog.look_again)
         try:
             await _in_background(partial(self._pull, addition.name), name=f"pull {addition.name}")
         except BaseException:

@@ -203,15 +203,16 @@ async def test_a_repository_is_pulled_by_its_model_file(tmp_path: Path) -> None:
 
     def pull(name: str) -> None:
         pulled.append(name)
+        assert own.catalog.find_configured(name) is not None
         (tmp_path / "models" / name).mkdir()
 
-    bench = Bench(tmp_path, pull)
-    await bench.shelf.start()
-    told = await bench.add(hub="owner/repo", family="sd15")
+    own = Bench(tmp_path, pull)
+    await own.shelf.start()
+    told = await own.add(hub="owner/repo", family="sd15")
     assert (told["status"], pulled) == ("success", ["toon"])
     with pytest.raises(InvalidRequest, match="here already"):
-        bench.shelf.add(Addition(name="toon", hub="owner/repo", family="sd15"))
-    configured = bench.catalog.find_configured("toon")
+        own.shelf.add(Addition(name="toon", hub="owner/repo", family="sd15"))
+    configured = own.catalog.find_configured("toon")
     assert configured is not None and configured.source is not None
     assert (configured.family, configured.source.hub) == ("sd15", "owner/repo")
 
