@@ -54,7 +54,7 @@ def test_every_kind_of_look_up_can_be_pulled() -> None:
 
 
 def test_the_readme_lists_the_shipped_ones() -> None:
-    section = (ROOT / "README.md").read_text().partition("\n## Beside models\n")[2].partition("\n## ")[0]
+    section = (ROOT / "docs" / "models.md").read_text().partition("\n## Beside models\n")[2].partition("\n## ")[0]
     rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in section.splitlines() if "| `" in line]
     told = {row[0]: row[1:] for row in rows if len(row) == 4}
     real = {}
@@ -66,7 +66,7 @@ def test_the_readme_lists_the_shipped_ones() -> None:
 
 
 def test_the_readme_lists_the_folders() -> None:
-    section = (ROOT / "README.md").read_text().partition("\n## Beside models\n")[2].partition("\n## ")[0]
+    section = (ROOT / "docs" / "models.md").read_text().partition("\n## Beside models\n")[2].partition("\n## ")[0]
     told = {
         line.split("|")[1].strip(" `") for line in section.splitlines() if line.startswith("| `") and "/` |" in line
     }
