@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 
 KEY = "a-key-for-fuzzing-0123456789"
 #: Cases by the schema, shared among its operations, and of each drawing endpoint with values of our own.
-CASES, OWN = 2600, 400
+CASES, OWN = 2600, 250
 QUIET = settings(
     deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck), print_blob=False
 )
