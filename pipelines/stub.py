@@ -17,12 +17,14 @@ class StubPipeline(Pipeline):
 
     Where a picture is asked about, the answer is the question.
 
-    What a test wants to go wrong it says beforehand: ``fits`` rows per forward, ``poison`` seeds that stop being finite
-    at their second call, ``refuse`` prompts that cannot be prepared, and ``before_step``, which may raise.
+    What a test wants to go wrong it says beforehand: ``fits`` rows per forward, ``room`` for rows at all, ``poison``
+    seeds that stop being finite at their second call, ``refuse`` prompts that cannot be prepared, and ``before_step``,
+    which may raise.
     """
 
     def __init__(self, *, fits: int = 1000, before_step: Callable[[Sequence[Row]], None] | None = None) -> None:
         self.fits = fits
+        self.room = 1000
         self.before_step = before_step
         self.poison: set[int] = set()
         self.refuse: dict[str, Error] = {}
@@ -66,6 +68,8 @@ class StubPipeline(Pipeline):
 
     def enter(self, row: Row) -> None:
         """See ``Pipeline.enter``."""
+        if len(self.inside) >= self.room:
+            raise OutOfMemory("the device has too little memory for this request")
         self.inside.add(row)
 
     def leave(self, row: Row) -> None:

@@ -24,7 +24,8 @@ from server.engine.lanes import AGING_S, Choice, Lanes
 from server.engine.models import Beside, Budget, ResidentModels, Weigh
 from server.engine.outlook import Outlook
 from server.engine.previews import Previews
-from server.engine.tickets import Pass, Ticket
+from server.engine.tally import Tally
+from server.engine.tickets import Pass, Ticket, tickets_of
 from server.engine.wishes import Wishes
 
 logger = logging.getLogger(__name__)
@@ -77,10 +78,9 @@ class Engine:
         self._next_number = 0
         self._in_group: Counter[LaneKey] = Counter()
         self._last_step_end: float | None = None
-        self._rows_per_forward: Counter[int] = Counter()
-        self._row_steps = 0
-        self._memory_errors = 0
-        self._non_finite = 0
+        #: A row had no room: nobody tries again before another one has left.
+        self._crowded = False
+        self._tally = Tally()
         self.outlook = Outlook()
         self.stats = EngineStats()
 
@@ -162,14 +162,14 @@ class Engine:
             try:
                 pipeline = self.models.get(model, busy)
             except Exception as error:
-                self._fail_all(_tickets(same), error, "model %s cannot be loaded", model)
+                self._fail_all(tickets_of(same), error, "model %s cannot be loaded", model)
                 continue
             self._prepare(pipeline, same)
             self._enter_ready()
 
     def _busy(self) -> set[str]:
-        """Models that draw at the moment."""
-        return {row.lane.model for _, row in self._running.values()}
+        """Models that draw, or whose rows wait for a place."""
+        return {row.lane.model for _, row in (*self._running.values(), *self._ready)}
 
     def _candidates(self) -> list[Pass]:
         """Who is worth conditioning: rows that wait for a slot hold back requests of their size, if not more urgent."""
@@ -191,7 +191,7 @@ class Engine:
                 self._prepare(pipeline, passes[half:])
             else:
                 model = passes[0].request.model
-                self._fail_all(_tickets(passes), error, "a request of model %s cannot be prepared", model)
+                self._fail_all(tickets_of(passes), error, "a request of model %s cannot be prepared", model)
             return
         # Adapters and VAEs may have come onto the device for them.
         self.models.make_room(self._busy() | {passes[0].request.model})
@@ -208,15 +208,20 @@ class Engine:
         for one, row in self._ready:
             if one.ticket.ended:
                 continue
-            if self._in_group[row.lane.group] >= self._slots:
+            if self._crowded or self._in_group[row.lane.group] >= self._slots:
                 held.append((one, row))
                 continue
             try:
                 self.models.loaded(row.lane.model).enter(row)
             except Exception as error:
-                self._fail_all([one.ticket], error, "a row of lane %s cannot enter", row.lane)
-                continue
-            self._join(one, row)
+                if not (isinstance(error, OutOfMemory) and self._running):
+                    self._fail_all([one.ticket], error, "a row of lane %s cannot enter", row.lane)
+                    continue
+                self._tally.memory_errors += 1
+                self._crowded = True
+                held.append((one, row))
+            else:
+                self._join(one, row)
         self._ready = held
 
     def _join(self, one: Pass, row: Row) -> None:
@@ -249,7 +254,7 @@ class Engine:
         try:
             failed = pipeline.step(rows)
         except OutOfMemory as error:
-            self._memory_errors += 1
+            self._tally.memory_errors += 1
             self._last_step_end = None
             half = self._lanes.halve(choice)
             logger.warning("%d rows of lane %s do not fit the memory; trying %d", len(rows), choice.lane, half)
@@ -257,9 +262,8 @@ class Engine:
                 self._fail(self._running[choice.rows[0]][0].ticket, error)
             return
         except Exception as error:
-            self._fail_all(
-                _tickets(one for one, _ in pairs), error, "a step of %d rows of lane %s failed", len(rows), choice.lane
-            )
+            tickets = tickets_of(one for one, _ in pairs)
+            self._fail_all(tickets, error, "a step of %d rows of lane %s failed", len(rows), choice.lane)
             return
         now = self._clock()
         # On a device that runs behind the host a step's own duration is the launching only; between the ends of
@@ -267,10 +271,9 @@ class Engine:
         self._lanes.stepped(choice, seconds=now - (self._last_step_end or began))
         self._last_step_end = None if watched else now
         self.previews.develop(watched)
-        self._rows_per_forward[len(rows)] += 1
-        self._row_steps += len(rows)
+        self._tally.stepped(len(rows))
         for row in failed:
-            self._non_finite += 1
+            self._tally.non_finite += 1
             if row in self._numbers:
                 ticket = self._running[self._numbers[row]][0].ticket
                 self._fail(ticket, NonFinite("the picture became not finite (NaN) while it was drawn"))
@@ -290,11 +293,11 @@ class Engine:
         try:
             results = pipeline.finish([row for _, row in pairs])
         except Exception as error:
-            self._fail_all(_tickets(one for one, _ in pairs), error, "%d rows cannot be decoded", len(pairs))
+            self._fail_all(tickets_of(one for one, _ in pairs), error, "%d rows cannot be decoded", len(pairs))
             return
         for (one, row), result in zip(pairs, self._checked([row for _, row in pairs], results), strict=True):
             if isinstance(result, Error):
-                self._non_finite += isinstance(result, NonFinite)
+                self._tally.non_finite += isinstance(result, NonFinite)
                 self._fail(one.ticket, result)
             elif not one.ticket.ended:
                 self._remove(row)
@@ -337,6 +340,7 @@ class Engine:
         if number is None:
             return
         del self._running[number]
+        self._crowded = False
         self._lanes.leave(number)
         self._in_group[row.lane.group] -= 1
         if not self._in_group[row.lane.group]:
@@ -360,7 +364,7 @@ class Engine:
 
     def _publish(self) -> None:
         now = self._clock()
-        passes = _tickets([*self._waiting, *(one for one, _ in self._ready)])
+        passes = tickets_of([*self._waiting, *(one for one, _ in self._ready)])
         waiting = [ticket for ticket in passes if ticket.started_at is None]
         self.outlook = Outlook.of(self._lanes, [row for _, row in self._running.values()], waiting, before=self.outlook)
         self.stats = replace(
@@ -368,11 +372,7 @@ class Engine:
             waiting_requests=len(waiting),
             oldest_wait_s=max((now - ticket.arrived for ticket in waiting), default=0.0),
             running_rows=len(self._running),
-            forwards_total=sum(self._rows_per_forward.values()),
-            row_steps_total=self._row_steps,
-            rows_per_forward=dict(self._rows_per_forward),
-            out_of_memory_total=self._memory_errors,
-            non_finite_rows_total=self._non_finite,
+            **self._tally.totals(),
             per_row_s=self.outlook.per_row_s,
             loaded_models=self.models.names,
             heartbeat=now,
@@ -385,10 +385,6 @@ def _told(error: Exception, message: str, *values: object) -> Error:
         return error
     logger.error(message, *values, exc_info=error)
     return Error(INTERNAL)
-
-
-def _tickets(passes: Iterable[Pass]) -> list[Ticket]:
-    return list(dict.fromkeys(one.ticket for one in passes))
 
 
 def _shape(one: Pass) -> Hashable:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from pipelines.base import Pixels, Row
@@ -155,3 +155,8 @@ class Pass:
     #: The picture that it starts from, and the name by which the pipeline asks for it; the pass keeps it in memory.
     name: str = ""
     picture: Pixels | None = None
+
+
+def tickets_of(passes: Iterable[Pass]) -> list[Ticket]:
+    """Each once, in order."""
+    return list(dict.fromkeys(one.ticket for one in passes))

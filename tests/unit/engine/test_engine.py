@@ -114,6 +114,33 @@ def test_a_row_that_is_not_finite_fails_alone() -> None:
     assert bench.engine.stats.non_finite_rows_total == 1
 
 
+def test_a_row_without_room_waits_until_another_one_has_left() -> None:
+    bench = Bench()
+    for number in range(3):
+        bench.submit(steps=4 + number)
+    bench.engine.turn()
+    bench.pipelines["a"].room = 3
+    # Another size, another lane: its first row finds no memory for the lane's tensors.
+    late = [bench.submit(width=128), bench.submit(width=128)]
+    bench.run(2)
+    assert not any(ticket.ended for ticket in late)
+    # One try, and none before somebody leaves.
+    assert bench.engine.stats.out_of_memory_total == 1
+    bench.run()
+    assert [bench.outcome(number).pictures[0].pixels.shape for number in (3, 4)] == [(64, 128, 3)] * 2
+    assert not bench.pipelines["a"].inside
+
+
+def test_a_row_that_has_no_room_although_nobody_else_is_there_fails() -> None:
+    bench = Bench()
+    bench.submit()
+    bench.run()
+    bench.pipelines["a"].room = 0
+    bench.submit()
+    bench.run()
+    assert isinstance(bench.error(1), OutOfMemory)
+
+
 def test_out_of_memory_halves_the_forward_and_loses_no_step() -> None:
     bench = Bench(fits=2)
     for _ in range(8):
