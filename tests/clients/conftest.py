@@ -18,7 +18,7 @@ from tests.served import KEY, ROOT, Server
 LIBRARIES = ("modelslab_py[async]==0.2.3", "modelslab==0.2", "StableDiffusionAPI==0.0.5")
 DRIVERS = Path(__file__).parent / "drivers"
 #: Set by CI, where libraries that cannot be installed are a fault.
-REQUIRED = "LATENTD_REQUIRE_CLIENTS"
+REQUIRED = "REQUIRE_CLIENTS"
 
 
 @pytest.fixture(scope="session")
