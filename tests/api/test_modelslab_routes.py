@@ -62,10 +62,45 @@ async def test_every_path_of_text2img_draws_the_same(api: Any, fields: dict[str,
     assert [body["meta"] for body in bodies] == [bodies[0]["meta"]] * len(bodies)
 
 
+@pytest.mark.parametrize("strength", [0.5, "0.5"])
 @pytest.mark.parametrize("path", IMG2IMG)
-async def test_every_path_of_img2img_starts_from_the_image(api: Any, path: str) -> None:
-    body = (await call(api, path, {"prompt": "x", "init_image": [PIXELS], "strength": "0.5"})).json()
+async def test_every_path_of_img2img_starts_from_the_image(api: Any, path: str, strength: object) -> None:
+    body = (await call(api, path, {"prompt": "x", "init_image": [PIXELS], "strength": strength})).json()
     assert (body["status"], body["meta"]["strength"], body["meta"]["init_image"]) == ("success", 0.5, "base64")
+
+
+#: A value for every field that some endpoint needs, of the type that it is documented with.
+ANYTHING: dict[str, Any] = {
+    **PROMPT,
+    "init_image": PIXELS,
+    "image": PIXELS,
+    "mask_image": PIXELS,
+    "base64_string": PIXELS,
+    "base64_image": PIXELS,
+    "strength": 0.5,
+    "scale": 2,
+    "samples": 1,
+    "num_inference_steps": 3,
+    "guidance_scale": 7.5,
+    "safety_checker": False,
+    "crop": True,
+    "threshold": 0.5,
+    "page": 1,
+    "per_page": 5,
+    "request_id": 1,
+}
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: endpoint.name)
+async def test_every_endpoint_and_alias_takes_strings_as_it_takes_native_types(api: Any, endpoint: Any) -> None:
+    strings = {name: str(value) for name, value in ANYTHING.items()}
+    for path in endpoint.paths:
+        filled = path.replace(":path}", "}").format(segment="flux", request_id=1, model_id="sd15")
+        for method in endpoint.methods:
+            native, text = [await call(api, filled, fields, method) for fields in (ANYTHING, strings)]
+            assert native.status_code == text.status_code < 500, (method, filled, native.text, text.text)
+            shapes = [sorted(one) if isinstance(one, dict) else type(one) for one in (native.json(), text.json())]
+            assert shapes[0] == shapes[1], (method, filled)
 
 
 @pytest.mark.parametrize("path", INPAINT)
